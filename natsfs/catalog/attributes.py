@@ -1,0 +1,130 @@
+"""POSIX attributes in an object's ``metadata`` map, under the keys and in the forms that rclone uses."""
+
+from __future__ import annotations
+
+import re
+import stat
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Final
+
+_TIME = re.compile(
+    r"(\d{4})-(\d\d)-(\d\d)[Tt ](\d\d):(\d\d):(\d\d)(?:\.(\d{1,9})\d*)?(?:[Zz]|([+-])(\d\d):?(\d\d))"
+)
+OWN_KEYS: Final = ("mode", "uid", "gid", "rdev", "atime", "mtime", "ctime", "btime")
+SYMLINK_KEY: Final = "symlink"
+# Only these can follow one another in the mode of something that a directory lists.
+_TYPES: Final = frozenset(
+    [stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK, stat.S_IFIFO, stat.S_IFSOCK, stat.S_IFCHR, stat.S_IFBLK]
+)
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def parse_time(text: str) -> int | None:
+    """Nanoseconds since the epoch of an RFC 3339 time, or None. Exact, unlike datetime, to the nanosecond."""
+    match = _TIME.fullmatch(text)
+    if match is None:
+        return None
+    year, month, day, hour, minute, second = (int(match[i]) for i in range(1, 7))
+    try:
+        whole = datetime(year, month, day, hour, minute, min(second, 59), tzinfo=UTC) - _EPOCH
+    except ValueError:
+        return None
+    seconds = whole.days * 86400 + whole.seconds + (second == 60)
+    if match[8]:
+        offset = int(match[9]) * 3600 + int(match[10]) * 60
+        seconds += offset if match[8] == "-" else -offset
+    return seconds * 1_000_000_000 + int((match[7] or "0").ljust(9, "0"))
+
+
+def format_time(time_ns: int) -> str:
+    """RFC 3339 in UTC with nanoseconds. Times outside of the years 1 to 9999 become the nearest that fits."""
+    seconds, nanoseconds = divmod(time_ns, 1_000_000_000)
+    seconds = max(-62135596800, min(seconds, 253402300799))
+    days, rest = divmod(seconds, 86400)
+    date = datetime.fromordinal(_EPOCH.toordinal() + days)
+    return (
+        f"{date.year:04}-{date.month:02}-{date.day:02}T{rest // 3600:02}:{rest // 60 % 60:02}:{rest % 60:02}"
+        f".{nanoseconds:09}Z"
+    )
+
+
+def _number(values: Mapping[str, str], key: str, base: int) -> int | None:
+    try:
+        number = int(values[key], base)
+    except (KeyError, ValueError):
+        return None
+    return number if 0 <= number < 1 << 32 else None
+
+
+@dataclass(frozen=True, slots=True)
+class Defaults:
+    """What objects get that carry no attributes of their own. Modes are permission bits."""
+
+    uid: int
+    gid: int
+    file_mode: int
+    dir_mode: int
+
+
+@dataclass(slots=True)
+class Attributes:
+    """What stat(2) tells of an inode beside its size. Times are in nanoseconds since the epoch."""
+
+    mode: int
+    uid: int
+    gid: int
+    rdev: int
+    atime_ns: int
+    mtime_ns: int
+    ctime_ns: int
+    btime_ns: int
+
+    @classmethod
+    def decode(
+        cls, values: Mapping[str, str] | None, file_type: int, time_ns: int, defaults: Defaults
+    ) -> Attributes:
+        """Read the map of an object whose message has the time `time_ns`.
+
+        `file_type` (an S_IF* constant) holds where the map says nothing, and always for directories: what a name is
+        follows from the names, not from what somebody wrote into a map.
+        """
+        permissions = defaults.dir_mode if file_type == stat.S_IFDIR else defaults.file_mode
+        if not values:
+            return cls(
+                file_type | permissions, defaults.uid, defaults.gid, 0, time_ns, time_ns, time_ns, time_ns
+            )
+        mode = _number(values, "mode", 8)
+        if mode is not None:
+            permissions = stat.S_IMODE(mode)
+            if file_type == stat.S_IFREG and stat.S_IFMT(mode) in _TYPES - {stat.S_IFDIR}:
+                file_type = stat.S_IFMT(mode)
+        uid = _number(values, "uid", 10)
+        gid = _number(values, "gid", 10)
+        times = {key: parse_time(values.get(key, "")) for key in ("atime", "mtime", "ctime", "btime")}
+        mtime = times["mtime"] if times["mtime"] is not None else time_ns
+        return cls(
+            file_type | permissions,
+            defaults.uid if uid is None else uid,
+            defaults.gid if gid is None else gid,
+            _number(values, "rdev", 16) or 0,
+            mtime if times["atime"] is None else times["atime"],
+            mtime,
+            time_ns if times["ctime"] is None else times["ctime"],
+            time_ns if times["btime"] is None else times["btime"],
+        )
+
+    def encode(self, values: Mapping[str, str] | None) -> dict[str, str]:
+        """The map to store: `values` (what is stored already, other clients' keys included) brought up to date."""
+        encoded = {key: value for key, value in (values or {}).items() if key not in OWN_KEYS}
+        encoded["mode"] = f"{self.mode:o}"
+        encoded["uid"] = str(self.uid)
+        encoded["gid"] = str(self.gid)
+        if self.rdev:
+            encoded["rdev"] = f"{self.rdev:x}"
+        encoded["atime"] = format_time(self.atime_ns)
+        encoded["mtime"] = format_time(self.mtime_ns)
+        encoded["ctime"] = format_time(self.ctime_ns)
+        encoded["btime"] = format_time(self.btime_ns)
+        return encoded

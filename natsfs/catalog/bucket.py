@@ -1,0 +1,566 @@
+"""One bucket's tree: every object's metadata, and the rules by which messages change it.
+
+Pure and synchronous. The watcher's messages and this mount's own commits arrive in any interleaving; per subject
+only a higher stream sequence counts. The methods return what the kernel has to be told.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from natsfs.catalog.attributes import SYMLINK_KEY, Attributes, Defaults, parse_time
+from natsfs.catalog.inodes import (
+    ROOT_INO,
+    AttributesChanged,
+    Effect,
+    EntryChanged,
+    Ino,
+    Inode,
+    InodeTable,
+    Node,
+)
+from natsfs.catalog.metadata import Metadata
+from natsfs.names import SELF, Path, encode_subject, path_of
+
+S_IFREG = 0o100000
+S_IFDIR = 0o040000
+S_IFLNK = 0o120000
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What makes a bucket the same bucket: its name, its stream's creation time, and an epoch.
+
+    The epoch rises when the stream's last sequence turns out lower than what was known: a store that was restored
+    or rolled back gives sequences out again. Under a new identity every known sequence is void.
+    """
+
+    name: str
+    created: str
+    epoch: int = 0
+
+
+def same_content(one: Metadata, other: Metadata) -> bool:
+    """Whether two versions of a name show the same bytes: what differs are attributes."""
+    return (
+        one.nuid == other.nuid
+        and one.size == other.size
+        and one.digest == other.digest
+        and one.link == other.link
+        and (one.attributes or {}).get(SYMLINK_KEY) == (other.attributes or {}).get(SYMLINK_KEY)
+    )
+
+
+class Bucket:
+    """The catalog of one bucket."""
+
+    def __init__(
+        self, identity: Identity, inodes: InodeTable, defaults: Defaults, parent: Node | None
+    ) -> None:
+        self.identity = identity
+        self.name = identity.name
+        self.root = Node(self, parent, identity.name.encode(), directory=True)
+        self.loaded = False
+        self.gone = False
+        self.read_only_because: str | None = None
+        self.created_ns = parse_time(identity.created) or 0
+        self._inodes = inodes
+        self._defaults = defaults
+        # Per metadata subject the newest message: the object's metadata, or a tombstone's sequence.
+        self._subjects: dict[str, Metadata | int] = {}
+        self._by_nuid: dict[str, list[str]] = {}
+        # Objects of one name that arrived under several subjects (clients encode names differently): all but
+        # the newest, which is the one in the tree.
+        self._shadowed: dict[tuple[str, bool], list[str]] = {}
+        self._unseen: set[str] = set()
+        self._void = False
+        self._pending: dict[str, Metadata | None] = {}
+        self._listed_seq = 0
+        self.watched_seq = 0  # everything up to this stream sequence has been taken in
+
+    # --- asking -----------------------------------------------------------------------------------------------
+
+    def subject_prefix(self) -> str:
+        return f"$O.{self.name}.M."
+
+    def subject_of(self, name: str, node: Node | None = None) -> str:
+        """The subject to publish `name` on: the one that its metadata arrived under, else Go's encoding."""
+        if node is not None and node.meta is not None and node.meta.name == name and node.meta.subject:
+            return node.meta.subject
+        return self.subject_prefix() + encode_subject(name)
+
+    def last_seq(self, subject: str) -> int:
+        """The sequence to expect in a compare-and-swap: 0 where the subject holds nothing."""
+        if self._void and subject in self._unseen:
+            return 0  # known of another incarnation of the bucket, in which sequences meant something else
+        known = self._subjects.get(subject, 0)
+        return known if isinstance(known, int) else known.seq
+
+    def live(self, subject: str) -> Metadata | None:
+        if self._void and subject in self._unseen:
+            return None
+        known = self._subjects.get(subject)
+        return None if known is None or isinstance(known, int) else known
+
+    def subjects_of_nuid(self, nuid: str) -> list[str]:
+        """The subjects of the live objects whose chunks have this nuid."""
+        return list(self._by_nuid.get(nuid, ()))
+
+    def live_subjects(self) -> list[str]:
+        return [subject for subject, known in self._subjects.items() if not isinstance(known, int)]
+
+    def is_empty(self) -> bool:
+        return not any(not isinstance(known, int) for known in self._subjects.values())
+
+    def child(self, directory: Node, name: bytes) -> Node | None:
+        return directory.children.get(name) if directory.children is not None else None
+
+    def find(self, path: Path) -> Node | None:
+        node = self.root
+        for part in path:
+            found = self.child(node, part)
+            if found is None:
+                return None
+            node = found
+        return node
+
+    def file_node(self, name: str) -> Node | None:
+        """The node of the object `name`, also where it lies beside a directory of its name."""
+        node = self.find(path_of(name))
+        if node is not None and node.is_dir:
+            return self.child(node, SELF)
+        return node
+
+    # --- inodes -----------------------------------------------------------------------------------------------
+
+    def inode_of(self, node: Node) -> Inode:
+        """The inode of a node, made if there is none. The caller accounts for the reference."""
+        if node.inode is not None:
+            return node.inode
+        if not node.ino or self._inodes.knows(node.ino):
+            kind = "D" if node.is_dir else "F"
+            name = b"/".join(node.path()).decode("utf-8", "surrogateescape")
+            node.ino = self._inodes.number(self.name, self.identity.created, kind, name)
+        inode = Inode(Ino(node.ino), self, node, self._attributes(node))
+        if not node.is_dir and node.meta is not None:
+            inode.meta = node.meta
+            inode.name = node.meta.name
+            inode.size = content_size(node.meta)
+        self._inodes.add(inode)
+        node.inode = inode
+        return inode
+
+    def _attributes(self, node: Node) -> Attributes:
+        meta = node.meta
+        if node.is_dir:
+            time_ns = meta.time_ns if meta is not None else node.event_ns or self.created_ns
+            attributes = Attributes.decode(
+                meta.attributes if meta is not None else None, S_IFDIR, time_ns, self._defaults
+            )
+            if meta is not None and node.event_ns > meta.time_ns:
+                attributes.mtime_ns = node.event_ns
+                attributes.ctime_ns = max(attributes.ctime_ns, node.event_ns)
+            return attributes
+        assert meta is not None
+        if meta.link is not None:
+            attributes = Attributes.decode(meta.attributes, S_IFLNK, meta.time_ns, self._defaults)
+            attributes.mode = S_IFLNK | 0o777
+            return attributes
+        return Attributes.decode(meta.attributes, S_IFREG, meta.time_ns, self._defaults)
+
+    def restore_attributes(self, inode: Inode) -> None:
+        """What was changed could not be stored: show what is."""
+        node = inode.node
+        if node is not None and node.inode is inode and (node.is_dir or node.meta is not None):
+            inode.attributes = self._attributes(node)
+
+    def touch(self, directory: Node, time_ns: int) -> None:
+        """An entry of `directory` came or went."""
+        directory.event_ns = max(directory.event_ns, time_ns)
+        if directory.inode is not None:
+            attributes = directory.inode.attributes
+            attributes.mtime_ns = max(attributes.mtime_ns, time_ns)
+            attributes.ctime_ns = max(attributes.ctime_ns, time_ns)
+
+    # --- own operations ---------------------------------------------------------------------------------------
+
+    def begin_op(self, op: str) -> None:
+        """Register an own message before it is sent: its echo mostly arrives before its ack."""
+        self._pending[op] = None
+
+    def is_own(self, meta: Metadata) -> bool:
+        """Whether the message is the echo of an operation that is still under way."""
+        return meta.op in self._pending
+
+    def end_op(self, op: str) -> list[Effect]:
+        """The operation has been applied, or its outcome is unknown: then the echo, if one came, is the truth."""
+        echo = self._pending.pop(op, None)
+        return [] if echo is None else self.apply(echo)
+
+    # --- messages ---------------------------------------------------------------------------------------------
+
+    def begin_load(self, identity: Identity, last_seq: int = 0) -> None:
+        """A listing of the whole bucket, up to stream sequence `last_seq`, follows, then `end_load`."""
+        self._unseen = set()
+        self._void = self._void or identity != self.identity
+        self.identity = identity
+        self.gone = False
+        # Of what came after the listing began (an own message, acknowledged in this moment) it says nothing.
+        self._unseen = {
+            subject for subject in self._subjects if self._void or self.last_seq(subject) <= last_seq
+        }
+        self._listed_seq = last_seq
+        if self._void:
+            self.watched_seq = 0
+
+    def end_load(self) -> list[Effect]:
+        """What the listing did not mention is gone."""
+        effects: list[Effect] = []
+        for subject in self._unseen:
+            effects += self.purged(subject)
+        self._unseen = set()
+        self._void = False
+        self.loaded = True
+        self.watched_seq = max(self.watched_seq, self._listed_seq)
+        return effects
+
+    def observe(self, meta: Metadata) -> list[Effect]:
+        """A message from the watcher."""
+        self.watched_seq = max(self.watched_seq, meta.seq)
+        return self.learn(meta)
+
+    def learn(self, meta: Metadata) -> list[Effect]:
+        """A message that was asked for, ahead of the watcher; what lies before it is still to come."""
+        if meta.op is not None and meta.op in self._pending:
+            self._pending[meta.op] = meta
+            self._unseen.discard(meta.subject)
+            return []
+        return self.apply(meta)
+
+    def apply(self, meta: Metadata, inode: Inode | None = None) -> list[Effect]:
+        """A message becomes what the tree shows, unless a newer one of its subject already did.
+
+        `inode` is the own inode whose content this message has committed; the name then leads to it.
+        """
+        subject = meta.subject
+        known = self._subjects.get(subject)
+        void = self._void and subject in self._unseen
+        self._unseen.discard(subject)
+        if known is not None and not void and meta.seq <= (known if isinstance(known, int) else known.seq):
+            return []
+        effects: list[Effect] = []
+        old = None if known is None or isinstance(known, int) else known
+        if old is not None:
+            self._drop_nuid(old)
+            if meta.deleted or old.name != meta.name or old.is_marker != meta.is_marker:
+                self._subjects[subject] = meta.seq
+                self._unbind(old, meta.time_ns, effects)
+        if meta.deleted:
+            self._subjects[subject] = meta.seq
+            node = self.file_node(meta.name) if old is None and not meta.name.endswith("/") else None
+            if node is not None and node.parent is not None and node.meta is None and node.inode is None:
+                self._remove(node, meta.time_ns, effects)
+        else:
+            self._subjects[subject] = meta
+            if meta.nuid:
+                self._by_nuid.setdefault(meta.nuid, []).append(subject)
+            self._bind(meta, inode, effects)
+        return effects
+
+    def purged(self, subject: str, seq: int | None = None) -> list[Effect]:
+        """The subject holds no message any more (nor did when its newest known one was `seq`)."""
+        known = self._subjects.get(subject)
+        if known is None or (seq is not None and self.last_seq(subject) != seq):
+            return []
+        effects: list[Effect] = []
+        del self._subjects[subject]
+        if not isinstance(known, int):
+            self._drop_nuid(known)
+            self._unbind(known, known.time_ns, effects)
+        return effects
+
+    def _drop_nuid(self, meta: Metadata) -> None:
+        subjects = self._by_nuid.get(meta.nuid)
+        if subjects is not None and meta.subject in subjects:
+            subjects.remove(meta.subject)
+            if not subjects:
+                del self._by_nuid[meta.nuid]
+
+    # --- the tree ---------------------------------------------------------------------------------------------
+
+    def _bind(self, meta: Metadata, inode: Inode | None, effects: list[Effect]) -> None:
+        if meta.is_marker:
+            if meta.name.strip("/"):
+                node = self._make_directory(path_of(meta.name[:-1]), meta.time_ns, effects)
+            else:
+                node = self._make_directory(path_of(meta.name)[:-1], meta.time_ns, effects)
+            if self._is_shadow(node.meta, meta):
+                return
+            node.meta = meta
+            if node.inode is not None:
+                node.inode.attributes = self._attributes(node)
+                effects.append(AttributesChanged(node.inode.ino))
+            return
+        path = path_of(meta.name)
+        parent = self._make_directory(path[:-1], meta.time_ns, effects)
+        assert parent.children is not None
+        name = path[-1]
+        found = parent.children.get(name)
+        if found is not None and found.is_dir:
+            parent, name = found, SELF
+            assert parent.children is not None
+            found = parent.children.get(name)
+        if found is None:
+            node = self.add_node(parent, name, directory=False)
+            self.touch(parent, self._entry_time(meta))
+            node.meta = meta
+            if inode is not None:
+                self._attach(node, inode, meta)
+            effects.append(self._entry(parent, name))
+            self._parent_attributes(parent, effects)
+            return
+        if not self._is_shadow(found.meta, meta):
+            self._replace(found, meta, inode, effects)
+
+    def _is_shadow(self, shown: Metadata | None, meta: Metadata) -> bool:
+        """Two subjects, one name: the newer message is the one that the name shows. Whether that is not `meta`."""
+        if shown is None or shown.subject == meta.subject:
+            return False
+        behind, newest = sorted((shown, meta), key=lambda one: one.seq)
+        shadowed = self._shadowed.setdefault((meta.name, meta.is_marker), [])
+        if meta.subject in shadowed:
+            shadowed.remove(meta.subject)
+        shadowed.append(behind.subject)
+        return newest is not meta
+
+    def _behind(self, meta: Metadata) -> Metadata | None:
+        """What the name of `meta`, which is gone, shows from now on: the newest that was shadowed."""
+        key = (meta.name, meta.is_marker)
+        others = [self.live(subject) for subject in self._shadowed.pop(key, [])]
+        remaining = sorted((other for other in others if other is not None), key=lambda other: other.seq)
+        if len(remaining) > 1:
+            self._shadowed[key] = [other.subject for other in remaining[:-1]]
+        return remaining[-1] if remaining else None
+
+    def _leave_shadow(self, meta: Metadata) -> None:
+        key = (meta.name, meta.is_marker)
+        shadowed = self._shadowed.get(key, [])
+        if meta.subject in shadowed:
+            shadowed.remove(meta.subject)
+            if not shadowed:
+                del self._shadowed[key]
+
+    def _entry_time(self, meta: Metadata) -> int:
+        """When the entry came into its directory: in a listing the time of its birth, else of the message."""
+        if not self.loaded and meta.attributes:
+            born = parse_time(meta.attributes.get("btime", ""))
+            if born is not None:
+                return min(born, meta.time_ns)
+        return meta.time_ns
+
+    def _replace(self, node: Node, meta: Metadata, inode: Inode | None, effects: list[Effect]) -> None:
+        old = node.inode
+        node.meta = meta
+        if inode is not None:
+            if old is not None and old is not inode:
+                old.node = None
+                effects.append(self._entry(node.parent, node.name))
+            elif old is None:
+                effects.append(self._entry(node.parent, node.name))
+            self._attach(node, inode, meta)
+            return
+        if old is not None and old.meta is not None and same_content(old.meta, meta):
+            old.meta = meta
+            if not old.uncommitted:
+                old.attributes = self._attributes(node)
+            effects.append(AttributesChanged(old.ino))
+            return
+        # Somebody else's content: a new inode, as if they had renamed a file over this one. The old inode keeps
+        # its bytes for whoever has it open.
+        if old is not None:
+            old.node = None
+            node.inode = None
+        if old is not None or node.ino:
+            node.ino = self._inodes.number(
+                self.name, self.identity.created, "F", meta.name, meta.nuid, meta.seq
+            )
+        effects.append(self._entry(node.parent, node.name))
+
+    def _attach(self, node: Node, inode: Inode, meta: Metadata) -> None:
+        node.inode = inode
+        node.ino = inode.ino
+        inode.node = node
+        inode.meta = meta
+        inode.name = meta.name
+
+    def _unbind(self, meta: Metadata, time_ns: int, effects: list[Effect]) -> None:
+        if meta.is_marker:
+            path = path_of(meta.name)[:-1]
+            node = self.find(path)
+            if node is None or node.meta is None or node.meta.subject != meta.subject:
+                self._leave_shadow(meta)
+            else:
+                node.meta = self._behind(meta)
+                if node.inode is not None:
+                    node.inode.attributes = self._attributes(node)
+                    effects.append(AttributesChanged(node.inode.ino))
+                self._prune(node, time_ns, effects)
+            return
+        node = self.file_node(meta.name)
+        if node is None or node.meta is None or node.meta.subject != meta.subject:
+            self._leave_shadow(meta)
+            return
+        behind = self._behind(meta)
+        if behind is not None:
+            self._replace(node, behind, None, effects)
+            return
+        self._remove(node, time_ns, effects)
+
+    def _remove(self, node: Node, time_ns: int, effects: list[Effect]) -> None:
+        parent = node.parent
+        assert parent is not None
+        inode = node.inode
+        self.drop_node(node)
+        if inode is not None and inode.pins:
+            # Somebody else removed it. What is being written here is not theirs to remove: it is committed or, where it
+            # builds on what they removed, put aside with an error. Own removals set the flag themselves.
+            inode.unlinked = False
+        self.touch(parent, time_ns)
+        effects.append(self._entry(parent, node.name, node.ino))
+        self._parent_attributes(parent, effects)
+        self._prune(parent, time_ns, effects)
+
+    def _prune(self, node: Node, time_ns: int, effects: list[Effect]) -> None:
+        """A directory that neither a marker nor an entry holds is gone, and its parent may be next."""
+        while node is not self.root and node.meta is None and node.children is not None:
+            if any(name != SELF for name in node.children):
+                return
+            if node.inode is not None and node.inode.ino == ROOT_INO:
+                return  # what is mounted stays, as an empty directory
+            parent = node.parent
+            assert parent is not None
+            beside = node.children.get(SELF)
+            if node.inode is not None:
+                node.inode.node = None
+                node.inode.unlinked = True
+            effects.append(self._entry(parent, node.name, node.ino))
+            if beside is not None:
+                node.children = None
+                node.meta, node.inode, node.ino = beside.meta, beside.inode, beside.ino
+                if node.inode is not None:
+                    node.inode.node = node
+                parent.subdirs -= 1
+                self._parent_attributes(parent, effects)
+                return
+            self.drop_node(node)
+            self.touch(parent, time_ns)
+            self._parent_attributes(parent, effects)
+            node = parent
+
+    def _make_directory(self, path: Path, time_ns: int, effects: list[Effect]) -> Node:
+        node = self.root
+        for part in path:
+            assert node.children is not None
+            found = node.children.get(part)
+            if found is None:
+                found = self.add_node(node, part, directory=True)
+                self.touch(node, time_ns)
+                effects.append(self._entry(node, part))
+                self._parent_attributes(node, effects)
+            elif not found.is_dir:
+                beside = Node(self, found, SELF, directory=False)
+                beside.meta, beside.inode, beside.ino = found.meta, found.inode, found.ino
+                if beside.inode is not None:
+                    beside.inode.node = beside
+                found.children = {SELF: beside}
+                found.meta, found.inode, found.ino = None, None, 0
+                node.subdirs += 1
+                effects.append(self._entry(node, part))
+                self._parent_attributes(node, effects)
+            node = found
+        return node
+
+    def add_node(self, parent: Node, name: bytes, *, directory: bool) -> Node:
+        assert parent.children is not None
+        node = Node(self, parent, name, directory=directory)
+        parent.children[name] = node
+        parent.subdirs += directory
+        return node
+
+    def drop_node(self, node: Node) -> None:
+        """Take a node out of the tree. Its inode stays with whoever has it, without a name."""
+        parent = node.parent
+        assert parent is not None
+        assert parent.children is not None
+        if parent.children.get(node.name) is node:
+            del parent.children[node.name]
+            parent.subdirs -= node.is_dir
+        if node.inode is not None:
+            node.inode.node = None
+            node.inode.unlinked = True
+
+    def _entry(self, parent: Node | None, name: bytes, gone: int = 0) -> Effect:
+        ino = parent.inode.ino if parent is not None and parent.inode is not None else Ino(0)
+        return EntryChanged(ino, name, gone)
+
+    def _parent_attributes(self, parent: Node, effects: list[Effect]) -> None:
+        if parent.inode is not None:
+            effects.append(AttributesChanged(parent.inode.ino))
+
+    # --- own renames ------------------------------------------------------------------------------------------
+
+    def files_below(self, node: Node) -> Iterator[Node]:
+        """Every node at or below `node` that has a message of its own: files, and directories with markers."""
+        if node.meta is not None:
+            yield node
+        for child in list((node.children or {}).values()):
+            yield from self.files_below(child)
+
+    def can_restate(self, meta: Metadata, old_subject: str, tombstone_seq: int) -> bool:
+        """Whether nobody's newer message for either name of a rename has arrived."""
+        return self.last_seq(meta.subject) < meta.seq and self.last_seq(old_subject) < tombstone_seq
+
+    def move(self, node: Node, parent: Node, name: bytes) -> None:
+        """Give a node a new place; what was there has been dropped before. Messages follow with `restate`."""
+        old = node.parent
+        assert old is not None
+        assert old.children is not None
+        assert parent.children is not None
+        del old.children[node.name]
+        old.subdirs -= node.is_dir
+        node.parent, node.name = parent, name
+        parent.children[name] = node
+        parent.subdirs += node.is_dir
+
+    def restate(self, node: Node, meta: Metadata, old_subject: str, tombstone_seq: int) -> bool:
+        """After a rename: `node` is now the object of `meta`, and its old subject holds a tombstone.
+
+        False if somebody else's newer message for either name arrived meanwhile; the caller applies the two
+        messages one by one then.
+        """
+        if not self.can_restate(meta, old_subject, tombstone_seq):
+            return False
+        old = self.live(old_subject)
+        if old is not None:
+            self._drop_nuid(old)
+        self._subjects[old_subject] = tombstone_seq
+        replaced = self.live(meta.subject)
+        if replaced is not None:
+            self._drop_nuid(replaced)
+        self._subjects[meta.subject] = meta
+        if meta.nuid:
+            self._by_nuid.setdefault(meta.nuid, []).append(meta.subject)
+        node.meta = meta
+        if node.inode is not None and not node.is_dir:
+            node.inode.meta = meta
+            node.inode.name = meta.name
+        return True
+
+
+def content_size(meta: Metadata) -> int:
+    """st_size: of a symbolic link the length of its text."""
+    target = (meta.attributes or {}).get(SYMLINK_KEY)
+    if target is not None and meta.size == 0:
+        return len(target.encode("utf-8", "surrogateescape"))
+    return meta.size

@@ -1,0 +1,179 @@
+"""Inodes (what the kernel holds on to) and nodes (the dentries of a bucket's tree)."""
+
+from __future__ import annotations
+
+import hashlib
+import stat
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, NewType
+
+from natsfs.catalog.attributes import Attributes
+from natsfs.catalog.metadata import Metadata
+
+if TYPE_CHECKING:
+    from natsfs.catalog.bucket import Bucket
+
+Ino = NewType("Ino", int)
+ROOT_INO: Final = Ino(1)
+
+
+class Node:
+    """A name in the tree. A directory has `children` (and `meta` is its marker, if there is one); a file has none.
+
+    `ino` is the inode number once somebody asked for it, so that a name keeps its number when the kernel forgets
+    the inode. `event_ns` is the time of the newest creation or removal of an entry in a directory that its marker
+    does not know of.
+    """
+
+    __slots__ = ("bucket", "children", "event_ns", "ino", "inode", "meta", "name", "parent", "subdirs")
+
+    def __init__(self, bucket: Bucket | None, parent: Node | None, name: bytes, *, directory: bool) -> None:
+        self.bucket = bucket
+        self.parent = parent
+        self.name = name
+        self.children: dict[bytes, Node] | None = {} if directory else None
+        self.meta: Metadata | None = None
+        self.inode: Inode | None = None
+        self.ino = 0
+        self.subdirs = 0
+        self.event_ns = 0
+
+    @property
+    def is_dir(self) -> bool:
+        return self.children is not None
+
+    def path(self) -> tuple[bytes, ...]:
+        """File names from the bucket's root down to this node; empty for the root itself."""
+        parts = []
+        node = self
+        while node.parent is not None and node.parent.bucket is not None:
+            parts.append(node.name)
+            node = node.parent
+        return tuple(reversed(parts))
+
+    def is_below(self, other: Node) -> bool:
+        node: Node | None = self
+        while node is not None:
+            if node is other:
+                return True
+            node = node.parent
+        return False
+
+
+class Inode:
+    """A file or directory as the kernel knows it, for as long as the kernel or an open file needs it.
+
+    `node` is None once the name is gone or belongs to another version. `meta` is the version whose content a file
+    shows, None before the first commit. `pins` counts open files and uncommitted data; the inode lives while the
+    kernel's lookup count or the pins are above zero. `uncommitted` says that content or attributes differ from what
+    is stored; `unlinked` that this mount removed the name (or nobody has the file open), so that nothing of it will be
+    committed.
+    """
+
+    __slots__ = (
+        "attributes",
+        "bucket",
+        "ino",
+        "meta",
+        "name",
+        "nlookup",
+        "node",
+        "pins",
+        "size",
+        "uncommitted",
+        "unlinked",
+    )
+
+    def __init__(self, ino: Ino, bucket: Bucket | None, node: Node | None, attributes: Attributes) -> None:
+        self.ino = ino
+        self.bucket = bucket
+        self.node = node
+        self.name = ""  # the object's name, for files; kept when another version takes the node
+        self.meta: Metadata | None = None
+        self.attributes = attributes
+        self.size = 0
+        self.nlookup = 0
+        self.pins = 0
+        self.unlinked = False
+        self.uncommitted = False
+
+    @property
+    def is_dir(self) -> bool:
+        return stat.S_ISDIR(self.attributes.mode)
+
+
+@dataclass(frozen=True, slots=True)
+class EntryChanged:
+    """The kernel has to forget what it knows of `name` in the directory `parent`.
+
+    `gone` is the inode that was removed, for inotify watchers on it, or 0.
+    """
+
+    parent: Ino
+    name: bytes
+    gone: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class AttributesChanged:
+    ino: Ino
+
+
+@dataclass(frozen=True, slots=True)
+class ContentChanged:
+    """The kernel's pages of `ino` show something that is no longer, or never became, its content."""
+
+    ino: Ino
+
+
+Effect = EntryChanged | AttributesChanged | ContentChanged
+
+
+class InodeTable:
+    """All inodes that are alive, by number."""
+
+    def __init__(self) -> None:
+        self._inodes: dict[int, Inode] = {}
+
+    def __len__(self) -> int:
+        return len(self._inodes)
+
+    def get(self, ino: int) -> Inode:
+        return self._inodes[ino]
+
+    def all(self) -> list[Inode]:
+        return list(self._inodes.values())
+
+    def number(self, *key: str | int) -> Ino:
+        """A free inode number that is a stable function of `key`."""
+        salt = 0
+        while True:
+            text = "\0".join(str(part) for part in key) + "\0" * salt
+            digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+            number = int.from_bytes(digest, "big") >> 1
+            if number > ROOT_INO and number not in self._inodes:
+                return Ino(number)
+            salt += 1
+
+    def add(self, inode: Inode) -> None:
+        assert inode.ino not in self._inodes
+        self._inodes[inode.ino] = inode
+
+    def knows(self, ino: int) -> bool:
+        return ino in self._inodes
+
+    def forget(self, ino: int, count: int) -> None:
+        """The kernel gives back `count` of its references."""
+        inode = self._inodes.get(ino)
+        if inode is not None:
+            inode.nlookup -= count
+            self.release(inode)
+
+    def release(self, inode: Inode) -> None:
+        """Drop `inode` if nobody needs it any more; to be called after lowering `nlookup` or `pins`."""
+        if inode.nlookup > 0 or inode.pins > 0 or inode.ino == ROOT_INO:
+            return
+        self._inodes.pop(inode.ino, None)
+        node = inode.node
+        if node is not None and node.inode is inode:
+            node.inode = None

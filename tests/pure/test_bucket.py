@@ -1,0 +1,362 @@
+"""The catalog of a bucket against a model that computes the tree anew from the newest message of each subject."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import count
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from natsfs.catalog.attributes import Defaults
+from natsfs.catalog.bucket import Bucket, Identity
+from natsfs.catalog.inodes import AttributesChanged, Effect, EntryChanged, InodeTable, Node
+from natsfs.catalog.metadata import Metadata, new_nuid, tombstone
+from natsfs.names import SELF, Path, encode_subject, path_of
+
+DEFAULTS = Defaults(uid=1, gid=2, file_mode=0o644, dir_mode=0o755)
+CREATED = "2026-01-01T00:00:00Z"
+
+NAMES = ["a", "a/b", "a/b/c", "a/b/d", "e/f", "g", "a/", "a/b/", "e/", "h/", "/", "//x", "e/f/"]
+SPELLINGS = ["", "~"]  # clients encode one name in different ways
+
+names = st.sampled_from(NAMES)
+spellings = st.sampled_from(SPELLINGS)
+Tree = dict[Path, int | None]  # by path: the sequence of what it shows; None for a directory without a marker
+
+
+def expected_tree(messages: dict[str, Metadata | int]) -> Tree:
+    newest: dict[tuple[str, bool], Metadata] = {}
+    for meta in messages.values():
+        if not isinstance(meta, int):
+            key = (meta.name, meta.is_marker)
+            if key not in newest or newest[key].seq < meta.seq:
+                newest[key] = meta
+    directories: Tree = {}
+    files: Tree = {}
+    for (name, marker), meta in newest.items():
+        path = path_of(name)
+        if marker:
+            path = path_of(name[:-1]) if name.strip("/") else path[:-1]
+            directories[path] = meta.seq
+        else:
+            files[path] = meta.seq
+        for end in range(1, len(path)):
+            directories.setdefault(path[:end])
+    directories.setdefault(())
+    return directories | {(*path, SELF) if path in directories else path: seq for path, seq in files.items()}
+
+
+def actual_tree(bucket: Bucket) -> Tree:
+    found: Tree = {}
+
+    def walk(node: Node) -> None:
+        assert node.bucket is bucket
+        assert node.subdirs == sum(child.is_dir for child in (node.children or {}).values())
+        if node.is_dir or node.meta is not None:
+            found[node.path()] = node.meta.seq if node.meta is not None else None
+        if node.is_dir and node is not bucket.root:
+            assert node.children or node.meta is not None, f"{node.path()} is empty and has no marker"
+        for name, child in (node.children or {}).items():
+            assert child.name == name
+            assert child.parent is node
+            walk(child)
+
+    walk(bucket.root)
+    return found
+
+
+class BucketMachine(RuleBasedStateMachine):
+    """`stored` is the server's newest message per subject, `queue` what the watch has still to deliver, `known` what
+    the catalog has been told and must show.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.identity = Identity("b", CREATED)
+        self.table = InodeTable()
+        self.bucket = Bucket(self.identity, self.table, DEFAULTS, None)
+        self.stored: dict[str, Metadata] = {}
+        self.known: dict[str, Metadata | int] = {}
+        self.queue: list[Metadata] = []
+        self.echoed: dict[str, Metadata] = {}
+        self.running: dict[str, Metadata] = {}
+        self.seq = 0
+        self.ops = 0
+        self.births = count(1)
+        self.bucket.begin_load(self.identity, 0)
+        self.bucket.end_load()
+
+    # --- the server ---
+
+    def subject(self, name: str, spelling: str) -> str:
+        return self.bucket.subject_prefix() + encode_subject(name) + spelling
+
+    def store(self, meta: Metadata) -> Metadata:
+        self.seq += 1
+        stored = replace(meta, seq=self.seq, time_ns=self.seq * 1000)
+        self.stored[meta.subject] = stored
+        # The rollup removes what came before on the subject, also where the watch has not delivered it.
+        self.queue = [waiting for waiting in self.queue if waiting.subject != meta.subject]
+        self.queue.append(stored)
+        return stored
+
+    def note(self, meta: Metadata) -> None:
+        known = self.known.get(meta.subject, 0)
+        if (known if isinstance(known, int) else known.seq) < meta.seq:
+            self.known[meta.subject] = meta.seq if meta.deleted else meta
+
+    def check(self, effects: list[Effect]) -> None:
+        for effect in effects:
+            assert isinstance(effect, EntryChanged | AttributesChanged)
+
+    # --- other clients ---
+
+    @rule(name=names, spelling=spellings, same=st.booleans(), size=st.integers(0, 1), where=st.none() | names)
+    def others_put(self, name: str, spelling: str, same: bool, size: int, where: str | None) -> None:
+        subject = self.subject(where or name, spelling)
+        before = self.stored.get(subject)
+        if same and before is not None and before.name == name and not before.deleted:
+            self.store(replace(before, op=None, attributes={"mode": "600"}))  # chmod, by another natsfs
+        else:
+            self.store(Metadata(name=name, bucket="b", nuid=new_nuid(), size=size, subject=subject))
+
+    @rule(pick=st.integers(0, 99))
+    @precondition(lambda self: self.stored)
+    def others_delete(self, pick: int) -> None:
+        meta = sorted(self.stored.values(), key=lambda meta: meta.seq)[pick % len(self.stored)]
+        self.store(replace(tombstone(meta), op=None))
+
+    @rule(pick=st.integers(0, 99), heard=st.booleans())
+    @precondition(lambda self: self.stored)
+    def others_purge(self, pick: int, heard: bool) -> None:
+        subject = sorted(self.stored)[pick % len(self.stored)]
+        self.seq += 1
+        del self.stored[subject]
+        self.queue = [waiting for waiting in self.queue if waiting.subject != subject]
+        if heard and subject in self.known:
+            known = self.bucket.last_seq(subject)
+            assert self.bucket.purged(subject, known + 1) == []
+            self.check(self.bucket.purged(subject, known))
+            del self.known[subject]
+
+    @rule(number=st.integers(1, 5))
+    def deliver(self, number: int) -> None:
+        for meta in self.queue[:number]:
+            self.check(self.bucket.observe(meta))
+            if meta.op in self.running:
+                self.echoed[meta.op] = meta
+            else:
+                self.note(meta)
+        del self.queue[:number]
+
+    # --- own operations ---
+
+    def publish(self, meta: Metadata) -> Metadata | None:
+        """As a message with compare-and-swap: None on a conflict."""
+        there = self.stored.get(meta.subject)
+        if self.bucket.last_seq(meta.subject) != (there.seq if there is not None else 0):
+            return None
+        self.ops += 1
+        op = f"op{self.ops}"
+        self.bucket.begin_op(op)
+        stored = self.store(replace(meta, op=op))
+        self.running[op] = stored
+        return stored
+
+    @rule(name=names, spelling=spellings, deleted=st.booleans(), echo_first=st.booleans(), lost=st.booleans())
+    def own(self, name: str, spelling: str, deleted: bool, echo_first: bool, lost: bool) -> None:
+        meta = Metadata(name=name, bucket="b", nuid=new_nuid(), subject=self.subject(name, spelling))
+        stored = self.publish(tombstone(meta) if deleted else meta)
+        if stored is None:
+            return
+        if echo_first:
+            self.deliver(len(self.queue))
+        if not lost:
+            self.check(self.bucket.apply(stored))
+            self.note(stored)
+        assert stored.op is not None
+        self.end(stored.op)
+
+    def end(self, op: str) -> None:
+        self.check(self.bucket.end_op(op))
+        del self.running[op]
+        echo = self.echoed.pop(op, None)
+        if echo is not None:
+            self.note(echo)
+
+    @rule(pick=st.integers(0, 99), to=names, echo=st.integers(0, 2))
+    def own_rename(self, pick: int, to: str, echo: int) -> None:
+        files = [path for path in actual_tree(self.bucket) if not self.node(path).is_dir]
+        if not files or to.endswith("/"):
+            return
+        node = self.node(sorted(files)[pick % len(files)])
+        old = node.meta
+        assert old is not None
+        path = path_of(to)
+        directory = self.bucket.find(path[:-1])
+        if directory is None or not directory.is_dir:
+            return
+        target = self.bucket.child(directory, path[-1])
+        if (target is not None and (target.is_dir or target is node)) or old.name == to:
+            return
+        subject = self.bucket.subject_of(to, target)
+        moved = self.publish(replace(old, name=to, subject=subject))
+        if moved is None:
+            return
+        if echo == 0:
+            self.deliver(len(self.queue))
+        buried = self.publish(tombstone(old)) if self.bucket.last_seq(old.subject) == old.seq else None
+        if echo == 1:
+            self.deliver(len(self.queue))
+        now = self.bucket.child(directory, path[-1])
+        if (
+            buried is not None
+            and self.bucket.can_restate(moved, old.subject, buried.seq)
+            and self.bucket.find(path[:-1]) is directory
+            and self.bucket.find(node.path()) is node
+            and (now is None or not now.is_dir)
+            # Where names have two spellings, the shadows are the messages' affair.
+            and not self.shadowed(old.name)
+            and not self.shadowed(to)
+            and self.stays(node.parent, node)
+        ):
+            inode = node.inode
+            if now is not None:
+                self.bucket.drop_node(now)
+            self.bucket.move(node, directory, path[-1])
+            assert self.bucket.restate(node, moved, old.subject, buried.seq)
+            assert node.inode is inode, "a rename keeps the inode"
+        else:
+            self.check(self.bucket.apply(moved))
+            if buried is not None:
+                self.check(self.bucket.apply(buried))
+        self.note(moved)
+        if buried is not None:
+            self.note(buried)
+        for message in (moved, buried):
+            if message is not None and message.op is not None:
+                self.end(message.op)
+
+    def stays(self, directory: Node | None, leaving: Node) -> bool:
+        """Whether a directory exists without an entry; where it would not, a rename writes its marker first."""
+        assert directory is not None
+        assert directory.children is not None
+        if directory is self.bucket.root or directory.meta is not None:
+            return True
+        return any(child is not leaving and name != SELF for name, child in directory.children.items())
+
+    def shadowed(self, name: str) -> bool:
+        return sum(not isinstance(meta, int) and meta.name == name for meta in self.known.values()) > 1
+
+    # --- loading again ---
+
+    @rule(change=st.sampled_from(["", "", "created", "epoch"]), lost=st.integers(0, 3), cut=st.booleans())
+    def reload(self, change: str, lost: int, cut: bool) -> None:
+        """After an interruption; with another identity the sequences begin anew or step back."""
+        if change == "created":
+            self.stored = {}
+            self.seq = 0
+            self.identity = Identity("b", f"{CREATED[:-1]}.{next(self.births):09}Z")
+            for name in NAMES[: lost * 2]:
+                self.store(Metadata(name=name, bucket="b", nuid=new_nuid(), subject=self.subject(name, "")))
+        elif change == "epoch":
+            for meta in sorted(self.stored.values(), key=lambda meta: -meta.seq)[:lost]:
+                del self.stored[meta.subject]
+            self.seq = max((meta.seq for meta in self.stored.values()), default=0)
+            self.identity = replace(self.identity, epoch=self.identity.epoch + 1)
+        self.queue = []
+        if cut and self.stored:
+            # The first attempt breaks off in the middle.
+            self.bucket.begin_load(self.identity, self.seq)
+            for meta in list(self.stored.values())[: lost + 1]:
+                self.check(self.bucket.observe(meta))
+        self.bucket.begin_load(self.identity, self.seq)
+        if change:
+            for subject in self.known:
+                if subject not in self.stored:
+                    assert self.bucket.last_seq(subject) == 0, "a sequence of the bucket before"
+        for meta in sorted(self.stored.values(), key=lambda meta: meta.seq):
+            self.check(self.bucket.observe(meta))
+        self.check(self.bucket.end_load())
+        self.known = {s: meta.seq if meta.deleted else meta for s, meta in self.stored.items()}
+
+    # --- the kernel ---
+
+    def node(self, path: Path) -> Node:
+        node = self.bucket.find(path)
+        assert node is not None
+        return node
+
+    @rule(pick=st.integers(0, 99), pins=st.integers(0, 1))
+    def look_up(self, pick: int, pins: int) -> None:
+        paths = sorted(actual_tree(self.bucket))
+        inode = self.bucket.inode_of(self.node(paths[pick % len(paths)]))
+        inode.nlookup += 1 - pins
+        inode.pins += pins
+
+    @rule(pick=st.integers(0, 99))
+    def forget(self, pick: int) -> None:
+        inodes = sorted(self.table.all(), key=lambda inode: inode.ino)
+        if inodes:
+            inode = inodes[pick % len(inodes)]
+            inode.pins = 0
+            self.table.forget(inode.ino, inode.nlookup)
+
+    # --- what always holds ---
+
+    @invariant()
+    def the_tree_is_that_of_the_newest_messages(self) -> None:
+        assert actual_tree(self.bucket) == expected_tree(self.known)
+
+    @invariant()
+    def sequences(self) -> None:
+        for subject in [self.subject(name, spelling) for name in NAMES for spelling in SPELLINGS]:
+            known = self.known.get(subject, 0)
+            assert self.bucket.last_seq(subject) == (known if isinstance(known, int) else known.seq)
+            assert self.bucket.live(subject) == (None if isinstance(known, int) else known)
+
+    @invariant()
+    def nuids(self) -> None:
+        by_nuid: dict[str, set[str]] = {}
+        for subject, meta in self.known.items():
+            if not isinstance(meta, int):
+                by_nuid.setdefault(meta.nuid, set()).add(subject)
+        for nuid, subjects in by_nuid.items():
+            found = self.bucket.subjects_of_nuid(nuid)
+            assert set(found) == subjects
+            assert len(found) == len(subjects)
+        assert self.bucket.is_empty() == (not by_nuid)
+
+    @invariant()
+    def inodes(self) -> None:
+        for inode in self.table.all():
+            node = inode.node
+            if node is None:
+                continue
+            assert node.inode is inode
+            assert node.ino == inode.ino
+            assert self.bucket.find(node.path()) is node, "an inode leads to a place in the tree"
+            assert inode.is_dir == node.is_dir
+            if not node.is_dir:
+                assert inode.meta is node.meta
+                assert node.meta is not None
+                assert inode.size == node.meta.size
+                assert inode.name == node.meta.name
+            expected = self.bucket._attributes(node)
+            assert inode.attributes.mode == expected.mode
+            assert not inode.unlinked
+
+        def walk(node: Node) -> None:
+            if node.inode is not None:
+                assert node.inode.node is node
+                assert self.table.get(node.inode.ino) is node.inode
+            for child in (node.children or {}).values():
+                walk(child)
+
+        walk(self.bucket.root)
+
+
+TestBucket = BucketMachine.TestCase
+TestBucket.settings = settings(max_examples=300, stateful_step_count=40, deadline=None)
