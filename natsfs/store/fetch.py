@@ -1,0 +1,301 @@
+"""Reading chunks: batched direct get, the proof of an object's layout, and leader reads."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from nats.aio.msg import Msg
+
+from natsfs.catalog.metadata import Metadata
+from natsfs.errors import ChunksGone, Corrupt, Unreachable
+from natsfs.store.connection import ApiError, Connection, NoResponders, persist
+from natsfs.store.consumer import Consumer
+from natsfs.store.layout import Layout, irregular, prove_uniform, uniform
+
+# An object of so many chunks is read whole by the request that learns its layout.
+WHOLE = 8
+# The server disconnects a client with 64 MiB of unread direct-get data; stay well below.
+BUDGET = 16 * 1024 * 1024
+BATCH_BYTES = 4 * 1024 * 1024
+
+
+@dataclass(slots=True)
+class Chunk:
+    seq: int
+    data: bytes
+    pending: int  # how many later messages the subject has
+
+
+class Budget:
+    """Bytes that may be outstanding on a connection, handed out first come, first served."""
+
+    def __init__(self, total: int) -> None:
+        self._total = total
+        self._free = total
+        self._turn = asyncio.Lock()
+        self._returned = asyncio.Event()
+
+    @asynccontextmanager
+    async def take(self, amount: int) -> AsyncIterator[None]:
+        amount = min(amount, self._total)
+        async with self._turn:
+            while self._free < amount:
+                self._returned.clear()
+                await self._returned.wait()
+            self._free -= amount
+        try:
+            yield
+        finally:
+            self._free += amount
+            self._returned.set()
+
+
+class Fetcher:
+    def __init__(self, connection: Connection, api_prefix: str, limit: float) -> None:
+        self._connection = connection
+        self._api = api_prefix
+        self._limit = limit
+        self._budget = Budget(BUDGET)
+        self._no_direct: set[str] = set()  # buckets whose streams do not allow direct get
+
+    # --- requests ---------------------------------------------------------------------------------------------
+
+    async def _batch(self, bucket: str, request: dict[str, Any], expect: int) -> list[Chunk]:
+        """One direct get of up to `expect` messages; what is missing is simply not in the answer."""
+        subject = f"{self._api}.DIRECT.GET.OBJ_{bucket}"
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        chunks: list[Chunk] = []
+        wanted = request.get("next_by_subj") or request.get("last_by_subj")
+        progress = 0
+
+        def handler(msg: Msg) -> None:
+            nonlocal progress
+            progress += 1
+            headers = msg.headers or {}
+            status = headers.get("Status")
+            if done.done():
+                return
+            if status is None:
+                if headers.get("Nats-Subject") != wanted:
+                    done.set_exception(Corrupt(f"{subject} answered with another subject"))
+                    return
+                pending = int(headers.get("Nats-Num-Pending", "0"))
+                chunks.append(Chunk(int(headers["Nats-Sequence"]), msg.data, pending))
+                if "batch" not in request:
+                    done.set_result(None)
+            elif status in ("204", "404"):
+                done.set_result(None)
+            elif status == "503":
+                done.set_exception(NoResponders(f"nobody answers on {subject}"))
+            else:
+                done.set_exception(Corrupt(f"{subject}: {status} {headers.get('Description', '')}"))
+
+        def lost() -> None:
+            if not done.done():
+                done.set_exception(Unreachable("the connection to the NATS server was lost"))
+
+        await self._connection.up(self._limit)
+        reply = self._connection.register(handler, lost, subject)
+        try:
+            await self._connection.publish(subject, json.dumps(request).encode(), reply)
+            while True:
+                seen = progress
+                finished, _ = await asyncio.wait([done], timeout=min(self._limit, 10))
+                if finished:
+                    done.result()
+                    return chunks
+                if progress == seen:
+                    raise Unreachable(f"no answer on {subject}")
+        finally:
+            self._connection.unregister(reply)
+            if not done.done():
+                done.cancel()
+            elif not done.cancelled():
+                done.exception()
+
+    async def leader_get(self, bucket: str, request: dict[str, Any]) -> dict[str, Any] | None:
+        """STREAM.MSG.GET, answered by the stream's leader: the last word on what is stored. None: nothing is."""
+
+        async def attempt() -> dict[str, Any]:
+            return await self._connection.api(
+                f"{self._api}.STREAM.MSG.GET.OBJ_{bucket}", request, min(self._limit, 10)
+            )
+
+        try:
+            data: dict[str, Any] = await persist(attempt, self._limit)
+        except ApiError as error:
+            if error.code == 404:
+                return None
+            raise
+        message: dict[str, Any] = data["message"]
+        return message
+
+    async def _get(self, bucket: str, request: dict[str, Any], expect: int) -> list[Chunk]:
+        """Direct get, repeated over lost connections; where the stream does not allow it, from the leader."""
+
+        async def attempt() -> list[Chunk] | None:
+            try:
+                return await self._batch(bucket, request, expect)
+            except NoResponders:
+                info = await self._connection.api(
+                    f"{self._api}.STREAM.INFO.OBJ_{bucket}", None, min(self._limit, 10)
+                )
+                if info["config"].get("allow_direct"):
+                    raise
+                self._no_direct.add(bucket)
+                return None
+
+        found: list[Chunk] | None = None
+        if bucket not in self._no_direct:
+            found = await persist(attempt, self._limit)
+        return await self._from_leader(bucket, request) if found is None else found
+
+    async def _from_leader(self, bucket: str, request: dict[str, Any]) -> list[Chunk]:
+        """What a batched direct get would return, read one by one from the leader, without pending counts."""
+        chunks: list[Chunk] = []
+        single = {key: value for key, value in request.items() if key not in ("batch", "max_bytes")}
+        for _ in range(request.get("batch", 1)):
+            message = await self.leader_get(bucket, single)
+            if message is None:
+                break
+            chunks.append(Chunk(message["seq"], base64.b64decode(message.get("data") or ""), -1))
+            single["seq"] = message["seq"] + 1
+        return chunks
+
+    # --- layout -----------------------------------------------------------------------------------------------
+
+    async def layout(self, meta: Metadata) -> tuple[Layout, list[bytes]]:
+        """Prove where the chunks of a version lie. Small objects come with all their chunks at once.
+
+        Raises `ChunksGone` if they are not there (replaced, deleted, expired) and `Corrupt` if they cannot be
+        this version's.
+        """
+        subject = f"$O.{meta.bucket}.C.{meta.nuid}"
+        if not meta.size:
+            return Layout(0, 0, meta.chunk_size, first=0), []
+        for authority in (self._get, self._from_leader_get):
+            found = await self._layout(meta, subject, authority)
+            if found is not None:
+                return found
+            # A replica that lags shows fewer chunks: only the leader may say that they are gone.
+        raise ChunksGone(
+            f"the chunks of {meta.name!r} are gone: the object was replaced, deleted or has expired"
+        )
+
+    async def _from_leader_get(self, bucket: str, request: dict[str, Any], expect: int) -> list[Chunk]:
+        return await self._from_leader(bucket, request)
+
+    async def _layout(self, meta: Metadata, subject: str, get: Any) -> tuple[Layout, list[bytes]] | None:
+        bucket = meta.bucket
+        if meta.chunks <= WHOLE and meta.size <= BATCH_BYTES:
+            batch = meta.chunks + 2
+            async with self._budget.take(meta.size):
+                chunks: list[Chunk] = await get(
+                    bucket, {"seq": 1, "next_by_subj": subject, "batch": batch}, batch
+                )
+            layout = irregular(meta.size, [len(c.data) for c in chunks], [c.seq for c in chunks])
+            if layout is not None:
+                return layout, [c.data for c in chunks if c.data]
+            if len(chunks) < batch:
+                return None
+        first_request = get(bucket, {"seq": 1, "next_by_subj": subject, "batch": 1}, 1)
+        last_request = get(bucket, {"last_by_subj": subject}, 1)
+        (first, last) = await asyncio.gather(first_request, last_request)
+        if not first or not last:
+            return None
+        total = first[0].pending + 1
+        if total > 0 and prove_uniform(meta.size, meta.chunks, meta.chunk_size, total, len(last[0].data)):
+            return uniform(meta.size, meta.chunks, meta.chunk_size, first[0].seq, last[0].seq), []
+        lengths, seqs = await self._scan(bucket, subject)
+        layout = irregular(meta.size, lengths, seqs)
+        return None if layout is None else (layout, [])
+
+    async def _scan(self, bucket: str, subject: str) -> tuple[list[int], list[int]]:
+        """Lengths and sequences of all chunks, from a consumer that delivers headers only."""
+
+        async def attempt() -> tuple[list[int], list[int]]:
+            lengths: list[int] = []
+            seqs: list[int] = []
+            consumer = Consumer(self._connection, self._api, bucket, subject, headers_only=True)
+            async with consumer.running(deliver_policy="all") as pending:
+                while len(seqs) < pending and not consumer.drained:
+                    for message in await consumer.messages():
+                        lengths.append(int((message.headers or {}).get("Nats-Msg-Size", "0")))
+                        seqs.append(message.seq)
+            return lengths, seqs
+
+        result: tuple[list[int], list[int]] = await persist(attempt, self._limit)
+        return result
+
+    # --- chunks -----------------------------------------------------------------------------------------------
+
+    async def chunks(self, bucket: str, nuid: str, layout: Layout, index: int, count: int) -> list[bytes]:
+        """`count` chunks from chunk `index` on. Raises `ChunksGone` or `Corrupt`."""
+        subject = f"$O.{bucket}.C.{nuid}"
+        count = min(count, layout.count - index)
+        need = layout.start(index + count) - layout.start(index)
+        async with self._budget.take(need):
+            for attempt in (self._get, self._from_leader_get):
+                seq = layout.seq(index)
+                if seq is None:
+                    seq = await self._find(bucket, subject, layout, index)
+                found = await attempt(bucket, {"seq": seq, "next_by_subj": subject, "batch": count}, count)
+                data = [chunk for chunk in found if chunk.data]
+                if len(data) < count and len(found) == count and layout.starts is not None:
+                    # Empty messages among irregular chunks take room in the batch.
+                    request = {"seq": found[-1].seq + 1, "next_by_subj": subject, "batch": count}
+                    data += [chunk for chunk in await attempt(bucket, request, count) if chunk.data][
+                        : count - len(data)
+                    ]
+                if len(data) == count:
+                    break
+            else:
+                raise ChunksGone(
+                    f"chunks of {nuid} are gone: the object was replaced, deleted or has expired"
+                )
+        for place, chunk in enumerate(data):
+            if not layout.agrees(index + place, chunk.seq, chunk.pending):
+                # Earlier ones are gone (a limit on age takes them one by one), so this is another chunk.
+                raise ChunksGone(
+                    f"chunks of {nuid} are gone: the object was replaced, deleted or has expired"
+                )
+            if len(chunk.data) != layout.length(index + place):
+                raise Corrupt(
+                    f"chunk {index + place} of {nuid} has {len(chunk.data)} bytes, not {layout.length(index + place)}"
+                )
+            layout.learn(index + place, chunk.seq)
+        return [chunk.data for chunk in data]
+
+    async def _find(self, bucket: str, subject: str, layout: Layout, index: int) -> int:
+        """The sequence of a chunk among scattered ones: the rank of any chunk is told by its pending count."""
+        ceiling: int | None = None
+        for step in range(200):
+            known = layout.seq(index)
+            if known is not None:
+                return known
+            probe = layout.guess(index, step, ceiling)
+            found = await self._get(bucket, {"seq": probe, "next_by_subj": subject, "batch": 1}, 1)
+            if not found or found[0].pending < 0:
+                break
+            rank = layout.count - 1 - found[0].pending
+            if not 0 <= rank < layout.count:
+                break
+            layout.learn(rank, found[0].seq)
+            # Everything from the probe to what it found belongs to others.
+            if rank > index:
+                ceiling = probe
+        # Without pending counts (no direct get) the scan tells all there is to know.
+        lengths, seqs = await self._scan(bucket, subject)
+        for rank, (length, seq) in enumerate(zip(lengths, seqs, strict=True)):
+            if length:
+                layout.learn(rank, seq)
+        known = layout.seq(index)
+        if known is None:
+            raise ChunksGone(f"chunk {index} of {subject} is gone")
+        return known

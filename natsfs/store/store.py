@@ -1,0 +1,406 @@
+"""The face of the store for trio: every method crosses the bridge once.
+
+Two connections: metadata, the watches and small requests on one, chunks on the other, so that a long transfer
+delays no watch and cannot get it disconnected.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import logging
+import secrets
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import trio
+from nats.aio.msg import Msg
+
+from natsfs.catalog.attributes import parse_time
+from natsfs.catalog.metadata import NUID, MalformedMetadata, Metadata, decode
+from natsfs.config import Config
+from natsfs.errors import BucketGone, MountError, StoreError, Unreachable
+from natsfs.store.bridge import Bridge
+from natsfs.store.connection import ApiError, Connection, NoResponders, persist
+from natsfs.store.fetch import Fetcher
+from natsfs.store.layout import Layout
+from natsfs.store.publish import Base, Publisher, Upload, Uploaded, paced
+from natsfs.store.segments import Segment
+from natsfs.store.watch import OP_HEADER, BucketsChanged, Event, Suspect, Watch
+
+log = logging.getLogger(__name__)
+
+API_LIMIT = 10.0  # seconds for one attempt at an API request
+
+
+@dataclass(frozen=True, slots=True)
+class BucketInfo:
+    """A stream's settings and use. Sizes in bytes, -1 where there is no limit."""
+
+    name: str
+    created: str
+    bytes: int
+    messages: int
+    max_bytes: int
+    sealed: bool
+    mirror: bool
+    max_msgs_per_subject: int
+    max_msgs: int
+    discard: str
+
+    @classmethod
+    def of(cls, info: dict[str, Any]) -> BucketInfo:
+        config, state = info["config"], info["state"]
+        return cls(
+            name=config["name"].removeprefix("OBJ_"),
+            created=str(info["created"]),
+            bytes=int(state["bytes"]),
+            messages=int(state["messages"]),
+            max_bytes=int(config.get("max_bytes", -1)),
+            sealed=bool(config.get("sealed")),
+            mirror=bool(config.get("mirror")),
+            max_msgs_per_subject=int(config.get("max_msgs_per_subject", -1)),
+            max_msgs=int(config.get("max_msgs", -1)),
+            discard=str(config.get("discard", "old")),
+        )
+
+    @property
+    def read_only_because(self) -> str | None:
+        """Why natsfs must not write here: the stream is closed for writing, or would lose data silently."""
+        if self.sealed:
+            return "it is sealed"
+        if self.mirror:
+            return "it is a mirror"
+        if self.max_msgs_per_subject > 0:
+            return "its stream keeps a limited number of messages for each subject and would drop chunks"
+        if self.discard == "old" and (self.max_bytes > 0 or self.max_msgs > 0):
+            return "its stream discards old messages at its limit and would drop chunks"
+        return None
+
+
+class Store:
+    def __init__(self, config: Config) -> None:
+        options = config.options
+        self._config = config
+        self._limit = options.timeout
+        self._bridge = Bridge()
+        self._api = f"$JS.{options.domain}.API" if options.domain else "$JS.API"
+        self._chunk_size = options.chunk_size
+        self._pool = ThreadPoolExecutor(2, "natsfs-digest")
+        self._op_prefix = secrets.token_hex(6)
+        self._ops = 0
+        self._closed = False
+        self._events: Callable[[Event], None] = lambda event: None
+        self._watches: dict[str, tuple[Watch, asyncio.Task[None]]] = {}
+        self._control: Connection
+        self._bulk: Connection
+        self._fetcher: Fetcher
+        self._small: Fetcher
+        self._publisher: Publisher
+
+    # --- life -------------------------------------------------------------------------------------------------
+
+    async def open(self, events: Callable[[Event], None]) -> None:
+        """Connect and check that JetStream answers. `events` is called on the trio side, in order.
+
+        Raises `MountError`.
+        """
+        self._events = events
+        self._bridge.start()
+        try:
+            await self._bridge.call(self._open)
+        except BaseException:
+            await self.close()
+            raise
+
+    async def _open(self) -> None:
+        config = self._config
+        self._control = Connection("metadata", config.servers, config.credentials, self._reconnected)
+        self._bulk = Connection("chunks", config.servers, config.credentials, lambda: None)
+        self._small = Fetcher(self._control, self._api, self._limit)
+        self._fetcher = Fetcher(self._bulk, self._api, self._limit)
+        self._publisher = Publisher(self._control, self._api, self._small, self._limit)
+        await self._control.open()
+        await self._bulk.open()
+        where = ", ".join(config.servers)
+        try:
+            await self._control.api(f"{self._api}.INFO", None, 5)
+        except NoResponders:
+            hint = f" in domain {config.options.domain!r}" if config.options.domain else ""
+            raise MountError(
+                f"the NATS server at {where} has no JetStream{hint}; start it with JetStream (nats-server -js)"
+            ) from None
+        except StoreError as error:
+            raise MountError(f"JetStream at {where} does not answer: {error}") from None
+        # Core NATS advisories: an account may forbid them, then polling alone finds such changes.
+        await self._control.subscribe("$JS.EVENT.ADVISORY.API", self._advisory)
+        await self._control.subscribe("$JS.EVENT.ADVISORY.STREAM.*.>", self._stream_advisory)
+
+    async def close(self) -> None:
+        """Stop the watches, close the connections, end the thread. Bounded in time; again is harmless."""
+        if self._closed:
+            return
+        self._closed = True
+
+        async def shut() -> None:
+            await _end([task for _, task in self._watches.values()])
+            self._watches.clear()
+            for connection in (getattr(self, "_control", None), getattr(self, "_bulk", None)):
+                if connection is not None:
+                    await connection.close()
+
+        with trio.CancelScope(shield=True):
+            await self._bridge.call(shut)
+            await self._bridge.stop()
+            self._pool.shutdown(wait=False)
+
+    def _reconnected(self) -> None:
+        for watch, _ in self._watches.values():
+            watch.again()
+        self._emit(BucketsChanged())
+
+    def _emit(self, event: Event) -> None:
+        self._bridge.post(lambda: self._events(event))
+
+    # --- advisories -------------------------------------------------------------------------------------------
+
+    async def _advisory(self, msg: Msg) -> None:
+        """A purge leaves no message in the stream; the server's audit trail tells of it."""
+        try:
+            data = json.loads(msg.data)
+            subject = str(data.get("subject", ""))
+            request = str(data.get("request", ""))
+            action, _, stream = subject.rpartition(".")
+            if not stream.startswith("OBJ_") or not action.endswith((".STREAM.PURGE", ".STREAM.MSG.DELETE")):
+                return
+            bucket = stream.removeprefix("OBJ_")
+            purged = json.loads(request).get("filter", "") if request else ""
+        except (ValueError, AttributeError):
+            return
+        metadata = f"$O.{bucket}.M."
+        if purged.startswith(f"$O.{bucket}.C.") and not purged.endswith((">", "*")):
+            return
+        exact = purged.startswith(metadata) and not purged.endswith((">", "*"))
+        self._emit(Suspect(bucket, purged if exact else None))
+
+    async def _stream_advisory(self, msg: Msg) -> None:
+        self._emit(BucketsChanged())
+
+    # --- buckets ----------------------------------------------------------------------------------------------
+
+    async def _call_api(self, subject: str, body: dict[str, Any] | None) -> dict[str, Any]:
+        async def attempt() -> dict[str, Any]:
+            return await self._control.api(f"{self._api}.{subject}", body, min(self._limit, API_LIMIT))
+
+        data: dict[str, Any] = await persist(attempt, self._limit)
+        return data
+
+    async def buckets(self) -> list[BucketInfo]:
+        """All buckets of the account, from the stream list, page by page."""
+
+        async def run() -> list[BucketInfo]:
+            found: list[BucketInfo] = []
+            offset = 0
+            while True:
+                data = await self._call_api("STREAM.LIST", {"offset": offset})
+                streams = data.get("streams") or []
+                found += [BucketInfo.of(s) for s in streams if s["config"]["name"].startswith("OBJ_")]
+                offset += len(streams)
+                if not streams or offset >= int(data.get("total", 0)):
+                    return found
+
+        return await self._bridge.call(run)
+
+    async def bucket(self, name: str) -> BucketInfo:
+        """Raises `BucketGone` if it does not exist."""
+        return BucketInfo.of(await self._bridge.call(self._call_api, f"STREAM.INFO.OBJ_{name}", None))
+
+    async def account(self) -> dict[str, Any]:
+        """$JS.API.INFO: use and limits of the account."""
+        return await self._bridge.call(self._call_api, "INFO", None)
+
+    async def create_bucket(self, name: str) -> BucketInfo:
+        """The stream that every client's create call makes (ADR-20). Raises `BucketExists`."""
+        config = {
+            "name": f"OBJ_{name}",
+            "subjects": [f"$O.{name}.C.>", f"$O.{name}.M.>"],
+            "retention": "limits",
+            "discard": "new",
+            "storage": "file",
+            "num_replicas": 1,
+            "max_consumers": -1,
+            "max_msgs": -1,
+            "max_bytes": -1,
+            "max_age": 0,
+            "max_msgs_per_subject": -1,
+            "max_msg_size": -1,
+            "duplicate_window": int(120e9),
+            "allow_rollup_hdrs": True,
+            "allow_direct": True,
+        }
+        return BucketInfo.of(await self._bridge.call(self._call_api, f"STREAM.CREATE.OBJ_{name}", config))
+
+    async def delete_bucket(self, name: str) -> None:
+        await self._bridge.call(self._call_api, f"STREAM.DELETE.OBJ_{name}", None)
+
+    async def subjects(self, bucket: str, pattern: str) -> dict[str, int]:
+        """The subjects of a bucket that match `pattern`, with the number of their messages."""
+
+        async def run() -> dict[str, int]:
+            found: dict[str, int] = {}
+            while True:
+                body = {"subjects_filter": pattern, "offset": len(found)}
+                info = await self._call_api(f"STREAM.INFO.OBJ_{bucket}", body)
+                page = info["state"].get("subjects") or {}
+                found |= page
+                if not page or len(found) >= int(info.get("total") or 0):
+                    return found
+
+        return await self._bridge.call(run)
+
+    # --- watching ---------------------------------------------------------------------------------------------
+
+    async def watch(self, bucket: str) -> None:
+        """Begin to follow a bucket; the events arrive at the receiver given to `open`."""
+
+        async def run() -> None:
+            if bucket in self._watches:
+                return
+            watch = Watch(self._control, self._api, bucket, self._emit, self._publisher.echo)
+            self._watches[bucket] = (watch, self._bridge.own(watch.run(), f"watch {bucket}"))
+
+        await self._bridge.call(run)
+
+    async def unwatch(self, bucket: str) -> None:
+        async def run() -> None:
+            watched = self._watches.pop(bucket, None)
+            if watched is not None:
+                await _end([watched[1]])
+
+        await self._bridge.call(run)
+
+    # --- metadata ---------------------------------------------------------------------------------------------
+
+    def new_op(self) -> str:
+        """An operation id, to be registered in the catalog before its message is sent."""
+        self._ops += 1
+        return f"{self._op_prefix}.{self._ops}"
+
+    async def publish(self, meta: Metadata, expected: int, op: str) -> int:
+        """See `Publisher.metadata`."""
+
+        async def run() -> int:
+            return await paced(lambda: self._publisher.metadata(meta, expected, op), self._limit)
+
+        return await self._bridge.call(run)
+
+    async def metadata(self, bucket: str, subject: str) -> Metadata | None:
+        """The newest metadata message of a subject, by the word of the stream's leader; None if there is none."""
+
+        async def run() -> Metadata | None:
+            message = await self._small.leader_get(bucket, {"last_by_subj": subject})
+            if message is None:
+                return None
+            op = None
+            for line in base64.b64decode(message.get("hdrs") or "").decode("utf-8", "replace").splitlines():
+                if line.startswith(OP_HEADER + ": "):
+                    op = line.partition(": ")[2].strip()
+            try:
+                return decode(
+                    base64.b64decode(message.get("data") or ""),
+                    subject=subject,
+                    seq=int(message["seq"]),
+                    time_ns=parse_time(message["time"]) or 0,
+                    op=op,
+                )
+            except MalformedMetadata as error:
+                raise StoreError(f"the metadata on {subject} cannot be read: {error}") from None
+
+        return await self._bridge.call(run)
+
+    async def prove(self, bucket: str, uploaded: Uploaded) -> bool:
+        """Whether every chunk of an upload is stored, by the word of the leader."""
+        return await self._bridge.call(self._publisher.prove, bucket, uploaded)
+
+    async def purge_chunks(self, bucket: str, nuid: str) -> None:
+        if NUID.fullmatch(nuid) is None:
+            # Other clients may have put anything there; ``>`` would remove the chunks of all objects.
+            raise StoreError(f"{nuid!r} is no nuid; nothing is purged")
+        await self._bridge.call(self._publisher.purge, bucket, f"$O.{bucket}.C.{nuid}", None)
+
+    # --- chunks -----------------------------------------------------------------------------------------------
+
+    async def layout(self, meta: Metadata) -> tuple[Layout, list[bytes]]:
+        return await self._bridge.call(self._fetcher.layout, meta)
+
+    async def chunks(self, bucket: str, nuid: str, layout: Layout, index: int, count: int) -> list[bytes]:
+        return await self._bridge.call(self._fetcher.chunks, bucket, nuid, layout, index, count)
+
+    def new_upload(self, bucket: str) -> StoreUpload:
+        return StoreUpload(self, bucket)
+
+
+async def _end(tasks: Iterable[asyncio.Task[None]]) -> None:
+    """Cancel tasks until they have ended, for some seconds.
+
+    Once is not enough: asyncio.wait_for swallows a cancellation that meets its own completion (Python 3.11).
+    """
+    left = {task for task in tasks if not task.done()}
+    for _ in range(10):
+        if not left:
+            return
+        for task in left:
+            task.cancel()
+        _, left = await asyncio.wait(left, timeout=0.5)
+    log.warning("these did not end: %s", ", ".join(task.get_name() for task in left))
+
+
+class StoreUpload:
+    """An `Upload` as trio sees it. Not to be used by two tasks at once."""
+
+    def __init__(self, store: Store, bucket: str) -> None:
+        self._store = store
+        self._bucket = bucket
+        self._upload = Upload(store._bulk, bucket, store._chunk_size, store._limit, store._pool)
+
+    @property
+    def position(self) -> int:
+        return self._upload.position
+
+    @property
+    def stored(self) -> int:
+        """Bytes of content that the server has acknowledged."""
+        return self._upload.stored
+
+    async def append(
+        self, segments: list[Segment], fd: int, base: tuple[Metadata, Layout] | None = None
+    ) -> None:
+        source = None if base is None else Base(self._store._fetcher, *base)
+        await self._store._bridge.call(self._upload.append, segments, fd, source)
+
+    async def finish(self) -> Uploaded:
+        """All chunks are stored and acknowledged. Raises what went wrong; `abort` is due then."""
+
+        async def run() -> Uploaded:
+            uploaded = await self._upload.finish()
+            if self._upload.needs_proof and not await self._store._publisher.prove(self._bucket, uploaded):
+                raise Unreachable("chunks of a long upload were lost on the way")
+            return uploaded
+
+        return await self._store._bridge.call(run)
+
+    async def abort(self) -> None:
+        """Purge what was stored; best effort, within a few seconds."""
+        if not self._upload.stored_any:
+            return
+        with trio.CancelScope(shield=True), trio.move_on_after(5):
+            try:
+                await self._store._bridge.call(self._upload.settle)
+                await self._store.purge_chunks(self._bucket, self._upload.nuid)
+            except (BucketGone, ApiError):
+                pass
+            except StoreError as error:
+                log.warning("chunks of an unfinished upload (%s) stay behind: %s", self._upload.nuid, error)

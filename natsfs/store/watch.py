@@ -1,0 +1,167 @@
+"""The watch of one bucket: every metadata message, from now on and for ever, in order.
+
+After any interruption it lists the whole bucket again, because a purge leaves no trace that could be caught up on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from natsfs.catalog.bucket import Identity
+from natsfs.catalog.metadata import MalformedMetadata, Metadata, decode
+from natsfs.errors import BucketGone, StoreError
+from natsfs.store.connection import Connection
+from natsfs.store.consumer import Consumer, Delivered
+
+log = logging.getLogger(__name__)
+
+OP_HEADER = "Natsfs-Op"
+
+
+@dataclass(frozen=True, slots=True)
+class Loading:
+    """A listing of the whole bucket begins; it covers everything up to the stream's sequence `last_seq`."""
+
+    bucket: str
+    identity: Identity
+    last_seq: int
+
+
+@dataclass(frozen=True, slots=True)
+class Messages:
+    bucket: str
+    metas: list[Metadata]
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    bucket: str
+
+
+@dataclass(frozen=True, slots=True)
+class Interrupted:
+    """Until the next `Loaded` changes may go unseen."""
+
+    bucket: str
+
+
+@dataclass(frozen=True, slots=True)
+class Gone:
+    """The bucket's stream does not exist any more."""
+
+    bucket: str
+
+
+@dataclass(frozen=True, slots=True)
+class Suspect:
+    """Metadata under `subject` may have been purged; None: any of the bucket's may."""
+
+    bucket: str
+    subject: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class BucketsChanged:
+    """The list of buckets, or a bucket's settings, changed."""
+
+
+Event = Loading | Messages | Loaded | Interrupted | Gone | Suspect | BucketsChanged
+
+
+def decode_message(message: Delivered) -> Metadata | None:
+    op = (message.headers or {}).get(OP_HEADER)
+    try:
+        return decode(message.data, subject=message.subject, seq=message.seq, time_ns=message.time_ns, op=op)
+    except MalformedMetadata as error:
+        log.warning("metadata on %s (sequence %d) is passed over: %s", message.subject, message.seq, error)
+        return None
+
+
+class Watch:
+    """`emit` receives the events in order; `echo` hears the operation id and sequence of own messages first."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        api_prefix: str,
+        bucket: str,
+        emit: Callable[[Event], None],
+        echo: Callable[[str, int], None],
+    ) -> None:
+        self._connection = connection
+        self._api = api_prefix
+        self._bucket = bucket
+        self._emit = emit
+        self._echo = echo
+        self._identity: Identity | None = None
+        self._last_seq = 0
+        self._again = asyncio.Event()
+
+    def again(self) -> None:
+        """The connection is back: do not wait out the delay between attempts."""
+        self._again.set()
+
+    async def run(self) -> None:
+        """Until cancelled, or until the bucket is gone."""
+        delay = 0.05
+        while True:
+            started = asyncio.get_running_loop().time()
+            try:
+                await self._follow()
+            except BucketGone:
+                self._emit(Gone(self._bucket))
+                return
+            except StoreError as error:
+                log.warning("watch of bucket %s interrupted: %s", self._bucket, error)
+            except Exception:
+                # Whatever it was, a bucket that nobody follows any more would be stale for ever.
+                log.exception("watch of bucket %s interrupted", self._bucket)
+            self._emit(Interrupted(self._bucket))
+            if asyncio.get_running_loop().time() - started > 10:
+                delay = 0.05
+            self._again.clear()
+            try:
+                await asyncio.wait_for(self._again.wait(), delay)
+            except TimeoutError:
+                delay = min(delay * 2, 2.0)
+
+    async def _follow(self) -> None:
+        info = await self._connection.api(f"{self._api}.STREAM.INFO.OBJ_{self._bucket}", None, 10)
+        created, last_seq = str(info["created"]), int(info["state"]["last_seq"])
+        epoch = 0
+        if self._identity is not None and self._identity.created == created:
+            epoch = self._identity.epoch + (last_seq < self._last_seq)
+        if self._identity is not None and self._identity != Identity(self._bucket, created, epoch):
+            log.warning(
+                "bucket %s was re-created or restored: everything known of it is read anew", self._bucket
+            )
+            self._last_seq = 0
+        self._identity = Identity(self._bucket, created, epoch)
+        self._last_seq = max(self._last_seq, last_seq)
+        consumer = Consumer(self._connection, self._api, self._bucket, f"$O.{self._bucket}.M.>")
+        async with consumer.running(deliver_policy="last_per_subject") as pending:
+            self._emit(Loading(self._bucket, self._identity, last_seq))
+            loaded = pending == 0
+            if loaded:
+                self._emit(Loaded(self._bucket))
+            seen = 0
+            while True:
+                batch = await consumer.messages()
+                metas = []
+                for message in batch:
+                    self._last_seq = max(self._last_seq, message.seq)
+                    meta = decode_message(message)
+                    if meta is not None:
+                        if meta.op is not None:
+                            self._echo(meta.op, meta.seq)
+                        metas.append(meta)
+                seen += len(batch)
+                if metas:
+                    self._emit(Messages(self._bucket, metas))
+                # A subject that is purged during the listing is never delivered: the heartbeat tells the end then.
+                if not loaded and (seen >= pending or consumer.drained):
+                    loaded = True
+                    self._emit(Loaded(self._bucket))

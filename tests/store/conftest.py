@@ -1,0 +1,94 @@
+"""The store under trio, without a mount, against a real server."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import pytest
+import trio
+
+from natsfs.config import Config, Credentials
+from natsfs.options import Options
+from natsfs.store.store import Store
+from natsfs.store.watch import Event, Messages
+from tests.support import Server
+
+T = TypeVar("T")
+LIMIT = 60.0
+
+
+@dataclass
+class Events:
+    """What the store has told, in order."""
+
+    all: list[Event] = field(default_factory=list)
+    _more: trio.Event = field(default_factory=trio.Event)
+
+    def take(self, event: Event) -> None:
+        self.all.append(event)
+        self._more.set()
+
+    async def until(self, condition: Callable[[Event], bool], limit: float = 5.0, start: int = 0) -> Event:
+        """The first event from number `start` on for which the condition holds."""
+        with trio.fail_after(limit):
+            while True:
+                for event in self.all[start:]:
+                    if condition(event):
+                        return event
+                    start += 1
+                self._more = trio.Event()
+                await self._more.wait()
+
+    def names(self) -> list[str]:
+        return [meta.name for event in self.all if isinstance(event, Messages) for meta in event.metas]
+
+
+class Stores(Protocol):
+    def __call__(
+        self,
+        work: Callable[[Store, Events], Awaitable[T]],
+        *,
+        server: Server | None = None,
+        credentials: Credentials | None = None,
+        **options: Any,
+    ) -> T: ...
+
+
+@pytest.fixture
+def with_store(request: pytest.FixtureRequest, tmp_path: Path) -> Stores:
+    """with_store(work) runs `await work(store, events)` with an open store, and closes it."""
+
+    def run(
+        work: Callable[[Store, Events], Awaitable[T]],
+        *,
+        server: Server | None = None,
+        credentials: Credentials | None = None,
+        **options: Any,
+    ) -> T:
+        used = server or request.getfixturevalue("nats_server")
+
+        async def main() -> T:
+            config = Config(
+                servers=(used.url,),
+                bucket=None,
+                prefix="",
+                mountpoint="/nowhere",
+                display_source="test",
+                credentials=credentials or Credentials(),
+                options=Options(spool_dir=str(tmp_path), **{"timeout": 20.0} | options),
+            )
+            events = Events()
+            store = Store(config)
+            with trio.fail_after(LIMIT):
+                await store.open(events.take)
+                try:
+                    return await work(store, events)
+                finally:
+                    await store.close()
+
+        return trio.run(main)
+
+    return run

@@ -1,0 +1,234 @@
+"""The watch: events in order, over restarts and re-created buckets, without anything left on the server."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+from pathlib import Path
+
+import trio
+
+from natsfs.config import Credentials
+from natsfs.names import encode_subject
+from natsfs.store.store import Store
+from natsfs.store.watch import BucketsChanged, Event, Gone, Loaded, Loading, Messages, Suspect
+from tests.store.conftest import Events, Stores
+from tests.store.test_publish import metadata
+from tests.support import Client, Server, program, until
+
+
+def names(name: str) -> object:
+    return lambda event: isinstance(event, Messages) and any(meta.name == name for meta in event.metas)
+
+
+def is_loaded(event: Event) -> bool:
+    return isinstance(event, Loaded)
+
+
+def test_listing_then_changes_in_order(with_store: Stores, bucket: str, client: Client) -> None:
+    client.put_many(bucket, [f"old/{n}" for n in range(300)])
+    client.delete(bucket, "old/7")
+
+    async def work(store: Store, events: Events) -> None:
+        await store.watch(bucket)
+        await events.until(is_loaded)
+        assert isinstance(events.all[0], Loading)
+        assert events.all[0].identity.name == bucket
+        listed = {meta.name: meta for e in events.all if isinstance(e, Messages) for meta in e.metas}
+        assert listed.keys() == {f"old/{n}" for n in range(300)}
+        assert [name for name, meta in listed.items() if meta.deleted] == ["old/7"]
+        place = len(events.all)
+        for number in range(50):
+            client.put(bucket, f"new/{number}", b"x")
+        await events.until(names("new/49"), start=place)  # type: ignore[arg-type]
+        later = [meta for e in events.all[place:] if isinstance(e, Messages) for meta in e.metas]
+        assert [meta.name for meta in later] == [f"new/{n}" for n in range(50)]
+        assert [meta.seq for meta in later] == sorted(meta.seq for meta in later)
+        assert sum(map(is_loaded, events.all)) == 1
+
+    with_store(work)
+    assert client.consumers(bucket) == []
+
+
+def test_an_empty_bucket_is_loaded_at_once(with_store: Stores, bucket: str) -> None:
+    async def work(store: Store, events: Events) -> None:
+        await store.watch(bucket)
+        with trio.fail_after(1):
+            await events.until(is_loaded)
+        assert events.names() == []
+
+    with_store(work)
+
+
+def test_malformed_metadata_is_passed_over(with_store: Stores, bucket: str, client: Client) -> None:
+    for number, body in enumerate([b"", b"nonsense", b"{}", b'{"name":3}', b"\xff", b"[" * 10000]):
+        client.run(client.js.publish(f"$O.{bucket}.M.bad{number}", body))
+    client.put(bucket, "good", b"x")
+    client.run(client.js.publish(f"$O.{bucket}.M.zzz", b"nonsense"))
+
+    async def work(store: Store, events: Events) -> None:
+        await store.watch(bucket)
+        await events.until(is_loaded)
+        assert events.names() == ["good"]
+        client.run(client.js.publish(f"$O.{bucket}.M.more", b"{"))
+        client.put(bucket, "better", b"x")
+        await events.until(names("better"))  # type: ignore[arg-type]
+        assert sum(map(is_loaded, events.all)) == 1, "the watch was interrupted"
+
+    with_store(work)
+
+
+def test_it_goes_on_soon_after_a_restart_of_the_server(fresh_server: Server, with_store: Stores) -> None:
+    client = fresh_server.client
+    client.create_bucket("b")
+    client.put("b", "one", b"x")
+
+    async def work(store: Store, events: Events) -> None:
+        await store.watch("b")
+        await events.until(is_loaded)
+        for number in range(3):
+            place = len(events.all)
+            os.kill(fresh_server.pid, signal.SIGKILL if number == 1 else signal.SIGTERM)
+            fresh_server.stop()
+            fresh_server.start()
+            started = trio.current_time()
+            await trio.to_thread.run_sync(client.put, "b", f"after{number}", b"x")
+            await events.until(names(f"after{number}"), limit=5, start=place)  # type: ignore[arg-type]
+            assert trio.current_time() - started < 3, "that took longer than a reconnect"
+            await events.until(is_loaded, start=place)
+        identities = {event.identity for event in events.all if isinstance(event, Loading)}
+        assert len(identities) == 1, "a restart is no new bucket"
+
+    with_store(work, server=fresh_server)
+    until(lambda: not client.consumers("b"), limit=15)
+
+
+def test_a_bucket_made_anew_has_a_new_identity(with_store: Stores, bucket: str, client: Client) -> None:
+    client.put(bucket, "old", b"x")
+
+    async def work(store: Store, events: Events) -> None:
+        await store.watch(bucket)
+        await events.until(is_loaded)
+        place = len(events.all)
+        client.delete_bucket(bucket)
+        client.create_bucket(bucket)
+        client.put(bucket, "new", b"x")
+        event = await events.until(lambda e: isinstance(e, Loading | Gone), limit=6, start=place)
+        if isinstance(event, Gone):
+            await store.unwatch(bucket)
+            await store.watch(bucket)
+        await events.until(names("new"), limit=6, start=place)  # type: ignore[arg-type]
+        first, *_, last = [event.identity for event in events.all if isinstance(event, Loading)]
+        assert first.created != last.created
+
+    with_store(work)
+
+
+def test_a_deleted_bucket_is_gone(with_store: Stores, bucket: str, client: Client) -> None:
+    async def work(store: Store, events: Events) -> None:
+        await store.watch(bucket)
+        await events.until(is_loaded)
+        client.delete_bucket(bucket)
+        await events.until(lambda event: isinstance(event, Gone), limit=6)
+        assert any(isinstance(event, BucketsChanged) for event in events.all)
+
+    with_store(work)
+
+
+def test_a_purge_of_metadata_makes_a_suspect(with_store: Stores, bucket: str, client: Client) -> None:
+    client.put(bucket, "a", b"x")
+
+    async def work(store: Store, events: Events) -> None:
+        await store.watch(bucket)
+        await events.until(is_loaded)
+        client.rename(bucket, "a", "b")
+        expected = Suspect(bucket, f"$O.{bucket}.M.{encode_subject('a')}")
+        await events.until(lambda event: event == expected)
+        client.api(f"STREAM.PURGE.OBJ_{bucket}")
+        await events.until(lambda event: event == Suspect(bucket, None))
+
+    with_store(work)
+
+
+def test_own_messages_are_recognised(with_store: Stores, bucket: str) -> None:
+    async def work(store: Store, events: Events) -> None:
+        await store.watch(bucket)
+        await events.until(is_loaded)
+        ops = {}
+        for number in range(50):
+            op = store.new_op()
+            ops[op] = await store.publish(metadata(bucket, f"o{number}"), 0, op)
+        await events.until(names("o49"))  # type: ignore[arg-type]
+        seen = {
+            meta.op: meta.seq for event in events.all if isinstance(event, Messages) for meta in event.metas
+        }
+        assert seen == ops
+
+    with_store(work)
+
+
+def test_no_consumer_stays(with_store: Stores, bucket: str, client: Client) -> None:
+    async def work(store: Store, events: Events) -> None:
+        for _ in range(3):
+            place = len(events.all)
+            await store.watch(bucket)
+            await store.watch(bucket)
+            await events.until(is_loaded, start=place)
+            assert len(client.consumers(bucket)) == 1
+            await store.unwatch(bucket)
+            until(lambda: not client.consumers(bucket))
+        await store.watch(bucket)
+        await events.until(is_loaded, start=len(events.all) - 1)
+
+    with_store(work)
+    assert client.consumers(bucket) == []
+
+
+def test_an_account_that_may_not_hear_advisories(tmp_path: Path, with_store: Stores) -> None:
+    config = tmp_path / "server.conf"
+    config.write_text(
+        """
+        authorization { users: [
+          { user: free, password: x }
+          { user: bound, password: x, permissions: {
+              publish: { allow: ["$JS.API.>", "$O.>", "_INBOX.>"] },
+              subscribe: { allow: ["_INBOX.>"] } } }
+        ] }
+        """
+    )
+    ports = tmp_path / "ports"
+    ports.mkdir()
+    command = [
+        program("nats-server"),
+        "-c",
+        config,
+        "-a",
+        "127.0.0.1",
+        "-p",
+        "-1",
+        "-js",
+        "-sd",
+        tmp_path / "js",
+    ]
+    process = subprocess.Popen(
+        [*map(str, command), "--ports_file_dir", str(ports)], stderr=subprocess.DEVNULL
+    )
+    try:
+        (told,) = until(lambda: [p for p in ports.glob("*.ports") if p.read_text().endswith("}")], limit=20)
+        server = Server()
+        server.port = int(json.loads(told.read_text())["nats"][0].rpartition(":")[2])
+
+        async def work(store: Store, events: Events) -> None:
+            await store.create_bucket("b")
+            await store.watch("b")
+            await events.until(is_loaded)
+            await store.publish(metadata("b", "o"), 0, store.new_op())
+            await events.until(names("o"))  # type: ignore[arg-type]
+            assert store._control.generation == 0, "the connection was closed"
+
+        with_store(work, server=server, credentials=Credentials(user="bound", password="x"))
+    finally:
+        process.terminate()
+        process.wait(20)
