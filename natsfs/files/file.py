@@ -1,0 +1,459 @@
+"""A file while it is open or has uncommitted data: its overlay, its spool, and the commit of both.
+
+The dirty state belongs to the inode, not to a handle. `lock` orders commits, truncations and everything else that
+must see the content at rest; a write waits for it only where it would change bytes that a commit is reading.
+
+States of the content (`dirty`, `_reading`):
+
+    clean      nothing to commit; an overlay may still hold what was committed, as a cache, until the last release
+    dirty      writes or a truncation since the last commit
+    committing [0, _reading) is being read; writes behind it go on, writes into it wait
+    failed     as clean: the data was put aside, the inode shows what the store holds
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import stat
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import trio
+
+from natsfs.catalog.attributes import format_time
+from natsfs.catalog.bucket import Bucket
+from natsfs.catalog.inodes import ContentChanged, Effect, EntryChanged, Inode
+from natsfs.catalog.metadata import Metadata, new_nuid
+from natsfs.errors import BucketFull, ChunksGone, Conflict, StoreError, Unreachable
+from natsfs.files.overlay import Overlay
+from natsfs.files.reader import Sequence, Version
+from natsfs.files.spool import SpoolFile
+from natsfs.store.publish import Uploaded
+from natsfs.store.segments import Spooled, Zeros
+from natsfs.store.store import StoreUpload
+
+if TYPE_CHECKING:
+    from natsfs.files.files import Files
+
+log = logging.getLogger(__name__)
+
+# Early publishing starts when so much lies contiguous in front of what was published; smaller files go out whole
+# when they are closed.
+EARLY = 1024 * 1024
+EMPTY_DIGEST = "SHA-256=47DEQpj8HBSa-_TImW-5JCeuQeRkm5NMpJWZG3hSuFU="
+ATTEMPTS = 10  # at a commit that others' commits of the same name keep overtaking
+
+
+class File:
+    def __init__(self, files: Files, inode: Inode) -> None:
+        self._files = files
+        self._volume = files.volume
+        self.inode = inode
+        self.handles = 0
+        self.writers = 0
+        self.lock = trio.Lock()
+        # Held while a message for the name is under way; always taken before the bucket's lock on names.
+        self.publishing = trio.Lock()
+        self.dirty = False
+        self.attributes_dirty = False
+        # Whether the content depends on that of the version below: then that must still be current at the commit.
+        self.builds_on_base = False
+        self._overlay: Overlay | None = None
+        self._spool: SpoolFile | None = None
+        self._base: Version | None = None
+        self._generation = 0
+        self._reading = 0
+        self._upload: StoreUpload | None = None
+        self._taken = 0  # bytes from the start on that the upload has read, or is reading at this moment
+        self._early: trio.Event | None = None  # set when the early publisher has stopped
+        self._no_early = False
+        self._commit_done = trio.Event()
+        # Commits that failed, for the handles that have not heard of them, and why the last one did.
+        self.failures = 0
+        self.last_error: StoreError | None = None
+
+    # --- the version below ------------------------------------------------------------------------------------
+
+    def version(self) -> Version | None:
+        """The committed version that this inode shows; None if there is none, or it is empty."""
+        meta = self.inode.meta
+        if self._overlay is None and (
+            self._base is None or meta is None or self._base.meta.nuid != meta.nuid
+        ):
+            self._set_base(meta)
+        return self._base
+
+    def _set_base(self, meta: Metadata | None) -> None:
+        if self._base is not None:
+            self._volume.reader.release(self._base)
+        self._base = self._volume.reader.acquire(meta) if meta is not None and meta.size else None
+
+    def _layer(self) -> tuple[Overlay, SpoolFile]:
+        """The overlay and its spool file, made at the first change."""
+        if self._overlay is None or self._spool is None:
+            self.version()
+            self._spool = self._files.volume.spool.create()
+            self._overlay = Overlay(self.inode.size)
+            self.builds_on_base = self.inode.size > 0
+        return self._overlay, self._spool
+
+    # --- reading ----------------------------------------------------------------------------------------------
+
+    async def read(self, offset: int, size: int, sequence: Sequence) -> bytes:
+        """Up to the end of the file. Raises `StoreError`."""
+        overlay = self._overlay
+        if overlay is None:
+            version = self.version()
+            if version is None:
+                return b""
+            return await self._volume.reader.read(version, offset, offset + size, sequence)
+        spool, base = self._spool, self._base
+        assert spool is not None
+        parts: list[bytes] = []
+        for segment in overlay.segments(offset, offset + size):
+            match segment:
+                case Spooled(start, end):
+                    # A truncation may have come between; whatever follows has to stay at its offset.
+                    parts.append(os.pread(spool.fd, end - start, start).ljust(end - start, b"\0"))
+                case Zeros(start, end):
+                    parts.append(bytes(end - start))
+                case _:
+                    assert base is not None
+                    parts.append(await self._volume.reader.read(base, segment.start, segment.end, sequence))
+                    if self._overlay is not overlay:
+                        # The last handle's commit failed meanwhile and the inode went back to the store's content.
+                        return await self.read(offset, size, sequence)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    # --- writing ----------------------------------------------------------------------------------------------
+
+    async def write(self, offset: int, data: bytes, *, append: bool) -> int:
+        self._check_kept()
+        while True:
+            at = self.inode.size if append else offset
+            if at >= self._reading:
+                break
+            # A commit is reading these bytes: they have to stay what they are until it is done.
+            await self._commit_done.wait()
+        overlay, spool = self._layer()
+        before = overlay.written
+        start, end = at, at + len(data)
+        covered = sum(s.end - s.start for s in overlay.segments(start, end) if isinstance(s, Spooled))
+        spool.write(data, at, before, before + len(data) - covered)
+        overlay.write(start, end)
+        self._changed(overlay)
+        if self._upload is not None and start < self._taken:
+            self._no_early = True  # what was published is no longer the content; the commit starts over
+        elif not self._no_early:
+            self._publish_early(overlay)
+        return len(data)
+
+    def _check_kept(self) -> None:
+        """After a failed first commit the file has no name and no content in the store: nothing more is taken in."""
+        if self.last_error is not None and self.inode.meta is None and self.inode.unlinked:
+            raise self.last_error
+
+    async def truncate(self, size: int) -> None:
+        self._check_kept()
+        while size < self._reading:
+            await self._commit_done.wait()
+        if self._overlay is None and size == self.inode.size and size:
+            self._touch()
+            return
+        overlay, spool = self._layer()
+        before = overlay.written
+        if self._upload is not None and size < self._taken:
+            self._no_early = True
+        overlay.truncate(size)
+        spool.truncate(size, before, overlay.written)
+        if overlay.kept == 0:
+            self.builds_on_base = False
+        self._changed(overlay)
+
+    def _changed(self, overlay: Overlay) -> None:
+        self.inode.size = overlay.size
+        self.dirty = True
+        self._generation += 1
+        self._touch()
+
+    def _touch(self) -> None:
+        now = time.time_ns()
+        attributes = self.inode.attributes
+        attributes.mtime_ns = attributes.ctime_ns = now
+        self.attributes_dirty = True
+        self.inode.uncommitted = True
+
+    # --- early publishing -------------------------------------------------------------------------------------
+
+    def _publish_early(self, overlay: Overlay) -> None:
+        position = self._upload.position if self._upload is not None else 0
+        if self._early is None and overlay.front - position >= EARLY and not self._reading:
+            self._early = trio.Event()
+            self._files.nursery.start_soon(self._early_loop, overlay, self._early)
+
+    async def _early_loop(self, overlay: Overlay, stopped: trio.Event) -> None:
+        """Publish what lies contiguous from the start, while the program goes on writing behind it."""
+        try:
+            assert self.inode.bucket is not None
+            assert self._spool is not None
+            if self._upload is None:
+                self._upload, self._taken = self._volume.store.new_upload(self.inode.bucket.name), 0
+            upload, fd = self._upload, self._spool.fd
+            while (
+                not self._no_early
+                and not self._reading
+                and self._overlay is overlay
+                and self._upload is upload
+            ):
+                stop = (overlay.front - upload.position) // EARLY * EARLY + upload.position
+                if stop <= upload.position:
+                    break
+                # From now on, and not only once it was read, a write below `stop` makes the upload worthless.
+                self._taken = stop
+                await upload.append([Spooled(upload.position, stop)], fd)
+        except Exception as error:
+            # The commit starts over from the spool and reports what is wrong; here it must not end the daemon.
+            log.info("early publishing of %s stopped: %s", self.inode.name, error)
+            self._no_early = True
+        finally:
+            self._early = None
+            stopped.set()
+
+    async def _stop_early(self) -> None:
+        """Wait until the early publisher has ended; `_reading` being set makes it."""
+        while self._early is not None:
+            await self._early.wait()
+
+    async def _drop_upload(self) -> None:
+        upload, self._upload = self._upload, None
+        if upload is not None:
+            await upload.abort()
+
+    # --- committing -------------------------------------------------------------------------------------------
+
+    @property
+    def needs_commit(self) -> bool:
+        return (self.dirty or self.attributes_dirty) and not self.inode.unlinked
+
+    async def commit(self) -> None:
+        """Make the store hold what the file holds now. Raises `StoreError`; the data was put aside then.
+
+        Whatever else goes wrong on the way (the spool's disk, an answer that nobody foresaw) counts as such a failure.
+        """
+        async with self.lock:
+            if not self.needs_commit:
+                return
+            try:
+                if self.dirty:
+                    await self._commit_content()
+                else:
+                    self.attributes_dirty = False
+                    async with self.publishing:
+                        await self._files.publish_attributes(self.inode)
+            except StoreError as error:
+                await self._failed(error)
+                raise
+            except Exception as error:
+                log.exception("the commit of %s failed", self.inode.name)
+                failure = StoreError(f"the commit failed: {error}")
+                await self._failed(failure)
+                raise failure from error
+            self.inode.uncommitted = self.dirty or self.attributes_dirty
+
+    async def _commit_content(self) -> None:
+        overlay, spool = self._overlay, self._spool
+        assert overlay is not None
+        assert spool is not None
+        catalog = self.inode.bucket
+        assert catalog is not None
+        self._volume.check_writable(catalog)
+        generation, size = self._generation, overlay.size
+        # From here on nothing in [0, size) changes until `_reading` goes down again. An empty file has nothing to
+        # protect, but a truncation to nothing must not slip in between either.
+        self._reading = size
+        self._commit_done = trio.Event()
+        try:
+            await self._stop_early()
+            uploaded = await self._upload_content(overlay, spool, size)
+            if uploaded is not None:
+                # These chunks belong to the metadata from here on: nothing is appended to them, and nobody but the
+                # purger, which asks whether an object has them, may remove them.
+                self._upload, self._no_early = None, False
+        finally:
+            self._reading = 0
+            self._commit_done.set()
+        published = refused = False
+        try:
+            meta = await self._publish_content(catalog, uploaded)
+            published, refused = meta is not None, meta is None
+        except StoreError as error:
+            refused = not isinstance(error, Unreachable)
+            raise
+        finally:
+            if uploaded is not None and not published:
+                subject = catalog.subject_of(self.inode.name)
+                self._volume.discard_unless_live(catalog, uploaded.nuid, subject, refused=refused)
+        if meta is None:
+            return
+        # The new version's bytes are those of the overlay, so what is in the spool stays good as a cache of it; and
+        # what shows through from below stays the same, at the same offsets.
+        self._set_base(meta)
+        self.builds_on_base = bool(overlay.size)
+        if self._generation == generation:
+            self.dirty = False
+            overlay.kept = size
+
+    async def _upload_content(self, overlay: Overlay, spool: SpoolFile, size: int) -> Uploaded | None:
+        """Bring all chunks of [0, size) into the store. A lost connection means another try, from the start."""
+        catalog = self.inode.bucket
+        assert catalog is not None
+        if self._no_early:
+            await self._drop_upload()
+        if not size:
+            await self._drop_upload()
+            return None
+        base = None
+        if self._base is not None and overlay.kept:
+            base = (self._base.meta, await self._volume.reader.layout(self._base))
+        limit = self._volume.config.options.timeout
+        deadline, most, hurried = trio.current_time() + limit, 0, False
+        while True:
+            if self._upload is None:
+                self._upload, self._taken = self._volume.store.new_upload(catalog.name), 0
+            upload = self._upload
+            try:
+                await upload.append(overlay.segments(upload.position, size), spool.fd, base)
+                return await upload.finish()
+            except ChunksGone:
+                await self._drop_upload()
+                raise
+            except StoreError as error:
+                if upload.stored > most:
+                    deadline, most = trio.current_time() + limit, upload.stored
+                await self._drop_upload()
+                if isinstance(error, BucketFull) and not hurried and self._volume.purges.hurry(catalog.name):
+                    # What waits for its grace time to pass is room.
+                    hurried = True
+                    await self._volume.purges.settle(catalog.name)
+                    continue
+                if error.errno != errno.ETIMEDOUT or trio.current_time() > deadline:
+                    raise
+                log.warning("the upload of %s starts again: %s", self.inode.name, error)
+                await trio.sleep(0.1)
+
+    async def _publish_content(self, catalog: Bucket, uploaded: Uploaded | None) -> Metadata | None:
+        """Publish the metadata that makes the uploaded chunks the object's content; None if the file was removed."""
+        inode = self.inode
+        volume = self._volume
+        async with self.publishing, volume.mounted_of(catalog).names.shared():
+            for _ in range(ATTEMPTS):
+                if inode.unlinked:
+                    return None
+                node = inode.node or catalog.file_node(inode.name)
+                subject = catalog.subject_of(inode.name, node)
+                current = catalog.live(subject)
+                expected = catalog.last_seq(subject)
+                if self.builds_on_base and (
+                    inode.meta is None or current is None or current.nuid != inode.meta.nuid
+                ):
+                    raise Conflict(f"{inode.name!r} was replaced by somebody else meanwhile", expected)
+                kept = inode.meta or current
+                self.attributes_dirty = False
+                meta = Metadata(
+                    name=inode.name,
+                    bucket=catalog.name,
+                    nuid=uploaded.nuid if uploaded else new_nuid(),
+                    size=uploaded.size if uploaded else 0,
+                    chunks=uploaded.chunks if uploaded else 0,
+                    chunk_size=uploaded.chunk_size if uploaded else volume.config.options.chunk_size,
+                    digest=uploaded.digest if uploaded else EMPTY_DIGEST,
+                    description=kept.description if kept else None,
+                    headers=kept.headers if kept else None,
+                    attributes=inode.attributes.encode(kept.attributes if kept else None),
+                    other=kept.other if kept else None,
+                    subject=subject,
+                )
+                async with volume.operation(catalog) as operation:
+                    try:
+                        stored = await operation.publish(meta, expected)
+                    except Conflict:
+                        await volume.refresh(catalog, subject)
+                    else:
+                        operation.apply(stored, inode)
+                        return stored
+                # An attempt whose acknowledgement was lost may have been stored, and replaced by somebody who then
+                # removed its chunks: they are counted before they are promised again.
+                if uploaded is not None and not await volume.store.prove(catalog.name, uploaded):
+                    raise Unreachable(f"the chunks of {inode.name!r} were lost on the way")
+        raise Conflict(f"{inode.name!r} is replaced by others all the time", 0)
+
+    async def _failed(self, error: StoreError) -> None:
+        """Put what could not be committed aside, and show again what the store holds."""
+        self.failures += 1
+        self.last_error = error
+        await self._stop_early()
+        await self._drop_upload()
+        inode = self.inode
+        where: Path | None = None
+        if self.dirty and self._spool is not None and self._overlay is not None:
+            where = self._spool.keep(
+                {
+                    "bucket": inode.bucket.name if inode.bucket else None,
+                    "name": inode.name,
+                    "size": self._overlay.size,
+                    "base_nuid": self._base.meta.nuid if self._base and self._overlay.kept else None,
+                    "segments": [
+                        (type(s).__name__, s.start, s.end)
+                        for s in self._overlay.segments(0, self._overlay.size)
+                    ],
+                    "attributes": inode.attributes.encode(None),
+                    "reason": str(error),
+                    "time": format_time(time.time_ns()),
+                }
+            )
+            self._spool = None
+        self.drop_layer()
+        self.dirty = self.attributes_dirty = self.builds_on_base = self._no_early = False
+        inode.uncommitted = False
+        inode.size = inode.meta.size if inode.meta else 0
+        if inode.bucket is not None:
+            inode.bucket.restore_attributes(inode)
+        self._set_base(inode.meta)
+        effects: list[Effect] = [ContentChanged(inode.ino)]
+        node = inode.node
+        if inode.meta is None:
+            inode.unlinked = True
+        if inode.meta is None and node is not None and node.parent is not None and inode.bucket is not None:
+            # It never was in the store: the name goes, too.
+            inode.bucket.drop_node(node)
+            if node.parent.inode is not None:
+                effects.append(EntryChanged(node.parent.inode.ino, node.name, inode.ino))
+        self._volume.notifier.send(effects)
+        self._files.report_unsaved(inode, error, where)
+
+    # --- the end ----------------------------------------------------------------------------------------------
+
+    async def close(self) -> None:
+        """Nothing needs this any more: give back what it held. What is dirty here belongs to a removed file."""
+        self._no_early = True
+        await self._stop_early()
+        await self._drop_upload()
+        self.drop_layer()
+        self._set_base(None)
+
+    def drop_layer(self) -> None:
+        if self._spool is not None:
+            self._spool.discard()
+            self._spool = None
+        self._overlay = None
+
+    def kill_privileges(self) -> None:
+        """A write by whoever takes away set-user-ID and, where group execution is allowed, set-group-ID."""
+        attributes = self.inode.attributes
+        mode = attributes.mode & ~stat.S_ISUID
+        if mode & stat.S_IXGRP:
+            mode &= ~stat.S_ISGID
+        attributes.mode = mode

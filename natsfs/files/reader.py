@@ -1,0 +1,311 @@
+"""Reading immutable versions: layout, chunk cache, single flight, read-ahead, digest.
+
+Everything about a version is keyed by its bucket and nuid and never goes stale. State belongs to the trio thread;
+between two awaits nothing else touches it.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import logging
+from dataclasses import dataclass, field
+
+import trio
+from cachetools import LRUCache
+
+from natsfs.catalog.metadata import Metadata
+from natsfs.errors import ChunksGone, Corrupt, StoreError
+from natsfs.store.layout import Layout
+from natsfs.store.store import Store
+
+log = logging.getLogger(__name__)
+
+RUN = 1024 * 1024  # bytes that one request asks for while reading ahead
+FIRST_WINDOW = 512 * 1024
+LAST_WINDOW = 8 * 1024 * 1024
+# Chunks that arrived ahead of their turn are kept for the digest up to this many bytes; beyond, nobody reads the
+# version in order.
+DIGEST_AHEAD = 16 * 1024 * 1024
+LAYOUTS = 16384  # versions whose layout is remembered after they are closed; some 300 bytes each
+SMALL = 1024 * 1024  # a file up to this size is read whole as soon as it is opened
+
+Key = tuple[str, str, int]
+
+
+@dataclass(slots=True)
+class Digest:
+    """The check of a version that is read from its start to its end, in whatever order the requests finish."""
+
+    expected: bytes
+    sha: hashlib._Hash = field(default_factory=hashlib.sha256)
+    next: int = 0
+    waiting: dict[int, bytes] = field(default_factory=dict)
+    waiting_bytes: int = 0
+    lock: trio.Lock = field(default_factory=trio.Lock)
+
+
+class Version:
+    """One version of an object, while somebody reads it."""
+
+    def __init__(self, meta: Metadata) -> None:
+        self.meta = meta
+        self.layout: Layout | None = None
+        self.lock = trio.Lock()
+        self.users = 0
+        self.digest: Digest | None = None
+        if meta.digest and meta.digest.startswith("SHA-256="):
+            try:
+                self.digest = Digest(base64.urlsafe_b64decode(meta.digest[8:] + "=="))
+            except ValueError:
+                log.warning("%s has a digest that cannot be read: %r", meta.name, meta.digest)
+        self.corrupt = False
+
+
+class Flight:
+    __slots__ = ("data", "done", "error")
+
+    def __init__(self) -> None:
+        self.done = trio.Event()
+        self.data: bytes | None = None
+        self.error: StoreError | None = None
+
+
+@dataclass(slots=True)
+class Sequence:
+    """How one handle reads: where the next read would continue, and how far to read ahead (bytes)."""
+
+    next: int = 0
+    window: int = 0
+    ahead: int = 0
+
+
+class Reader:
+    def __init__(self, store: Store, cache_size: int, nursery: trio.Nursery) -> None:
+        self._store = store
+        self._nursery = nursery
+        # A tenth more than its values for the keys and the bookkeeping, so the limit is on the real use.
+        self._cache: LRUCache[Key, bytes] = LRUCache(cache_size, getsizeof=lambda value: len(value) + 200)
+        self._layouts: LRUCache[tuple[str, str], Layout] = LRUCache(LAYOUTS)
+        self._flights: dict[Key, Flight] = {}
+        self._versions: dict[tuple[str, str], Version] = {}
+        self._window = max(FIRST_WINDOW, min(LAST_WINDOW, cache_size // 4))
+
+    # --- versions ---------------------------------------------------------------------------------------------
+
+    def acquire(self, meta: Metadata) -> Version:
+        key = (meta.bucket, meta.nuid)
+        version = self._versions.get(key)
+        if version is None:
+            version = self._versions[key] = Version(meta)
+        version.users += 1
+        return version
+
+    def release(self, version: Version) -> None:
+        version.users -= 1
+        key = (version.meta.bucket, version.meta.nuid)
+        if version.users == 0 and self._versions.get(key) is version:
+            del self._versions[key]
+
+    def in_use(self, bucket: str, nuid: str) -> bool:
+        return (bucket, nuid) in self._versions
+
+    async def layout(self, version: Version) -> Layout:
+        async with version.lock:
+            if version.layout is None:
+                key = (version.meta.bucket, version.meta.nuid)
+                layout = self._layouts.get(key)
+                if layout is None:
+                    layout, chunks = await self._store.layout(version.meta)
+                    for index, data in enumerate(chunks):
+                        await self._check(version, layout, index, data)
+                    for index, data in enumerate(chunks):
+                        self._put((*key, index), data)
+                    self._layouts[key] = layout
+                version.layout = layout
+            return version.layout
+
+    async def opened(self, version: Version) -> None:
+        """A reader has opened the version: a small one is fetched before open(2) returns.
+
+        So it stays readable whatever happens to the object, and one that was replaced in this moment is noticed while
+        the name can still be looked up again. Raises `ChunksGone` then. What else goes wrong is the read's to tell.
+        """
+        key = (version.meta.bucket, version.meta.nuid)
+        if not 0 < version.meta.size <= SMALL or version.layout is not None or key in self._layouts:
+            return
+        try:
+            await self.layout(version)
+        except ChunksGone:
+            raise
+        except StoreError as error:
+            log.info("reading ahead in %s: %s", version.meta.name, error)
+
+    # --- reading ----------------------------------------------------------------------------------------------
+
+    async def read(self, version: Version, start: int, end: int, sequence: Sequence | None = None) -> bytes:
+        """The bytes [start, end), up to the size. Raises `ChunksGone`, `Corrupt`, `Unreachable`."""
+        end = min(end, version.meta.size)
+        if start >= end:
+            return b""
+        if version.corrupt:
+            raise Corrupt(f"the content of {version.meta.name!r} does not match its digest")
+        layout = version.layout or await self.layout(version)
+        first, last = layout.index(start), layout.index(end - 1)
+        if sequence is not None:
+            self._read_ahead(version, layout, sequence, start, end)
+        parts = await self._chunks(version, layout, first, last + 1)
+        skip = start - layout.start(first)
+        if len(parts) == 1:
+            data = parts[0]
+            return data if not skip and len(data) == end - start else data[skip : skip + end - start]
+        return b"".join(parts)[skip : skip + end - start]
+
+    def _read_ahead(self, version: Version, layout: Layout, sequence: Sequence, start: int, end: int) -> None:
+        """Keep a window of requests going in front of a sequential reader; it doubles as the reader goes on.
+
+        The kernel sends the reads of its own read-ahead side by side, so a read counts as sequential if it is near
+        where the last one ended.
+        """
+        if abs(start - sequence.next) > 2 * RUN or (start == 0 and end >= layout.size):
+            sequence.window, sequence.ahead = 0, 0
+            sequence.next = end
+            return
+        if end > sequence.next:
+            sequence.next = end
+        if not sequence.window:
+            sequence.window = FIRST_WINDOW if start else 0
+            if start == 0:
+                sequence.window = FIRST_WINDOW // 2
+        elif sequence.ahead - end < sequence.window // 2:
+            sequence.window = min(sequence.window * 2, self._window)
+        sequence.ahead = max(sequence.ahead, end)
+        while sequence.ahead < min(end + sequence.window, layout.size):
+            first = layout.index(sequence.ahead)
+            stop = min(
+                max(layout.index(min(layout.start(first) + RUN, layout.size) - 1), first) + 1, layout.count
+            )
+            if layout.start(stop) <= sequence.ahead:
+                break
+            version.users += 1
+            self._nursery.start_soon(self._prefetch, version, layout, first, stop)
+            sequence.ahead = layout.start(stop)
+
+    async def _prefetch(self, version: Version, layout: Layout, first: int, stop: int) -> None:
+        try:
+            for run in self._missing(version, first, stop):
+                # While the run before was on its way, others may have asked for parts of this one.
+                for run_first, run_stop in self._missing(version, *run)[:1]:
+                    await self._fetch(version, layout, run_first, run_stop)
+        except Exception as error:
+            log.info("reading ahead in %s: %s", version.meta.name, error)
+        finally:
+            self.release(version)
+
+    def _missing(self, version: Version, first: int, stop: int) -> list[tuple[int, int]]:
+        """Runs of chunks that are neither cached nor on their way."""
+        bucket, nuid = version.meta.bucket, version.meta.nuid
+        runs: list[tuple[int, int]] = []
+        for index in range(first, stop):
+            key = (bucket, nuid, index)
+            if key in self._cache or key in self._flights:
+                continue
+            if runs and runs[-1][1] == index:
+                runs[-1] = (runs[-1][0], index + 1)
+            else:
+                runs.append((index, index + 1))
+        return runs
+
+    async def _chunks(self, version: Version, layout: Layout, first: int, stop: int) -> list[bytes]:
+        bucket, nuid = version.meta.bucket, version.meta.nuid
+        parts: list[bytes] = []
+        while (index := first + len(parts)) < stop:
+            key = (bucket, nuid, index)
+            data = self._cache.get(key)
+            if data is not None:
+                parts.append(data)
+            elif (flight := self._flights.get(key)) is not None:
+                await flight.done.wait()
+                if flight.error is not None:
+                    raise flight.error
+                if flight.data is not None:
+                    parts.append(flight.data)
+            else:
+                run = index
+                while (
+                    run < stop
+                    and (bucket, nuid, run) not in self._cache
+                    and (bucket, nuid, run) not in self._flights
+                ):
+                    run += 1
+                # All of them at once: what the cache keeps of them is its own affair.
+                parts += await self._fetch(version, layout, index, run)
+        return parts
+
+    async def _fetch(self, version: Version, layout: Layout, first: int, stop: int) -> list[bytes]:
+        """Get a run of chunks that nobody else is getting, for all who wait for them."""
+        meta = version.meta
+        flights = []
+        for index in range(first, stop):
+            flight = self._flights[meta.bucket, meta.nuid, index] = Flight()
+            flights.append(flight)
+        try:
+            data: list[bytes] = []
+            at = first
+            while at < stop:
+                # No single request over the store's own batch limit.
+                upto = at + 1
+                while upto < stop and layout.start(upto + 1) - layout.start(at) <= 4 * RUN:
+                    upto += 1
+                data += await self._store.chunks(meta.bucket, meta.nuid, layout, at, upto - at)
+                at = upto
+            for index, chunk in zip(range(first, stop), data, strict=True):
+                await self._check(version, layout, index, chunk)
+            for index, chunk, flight in zip(range(first, stop), data, flights, strict=True):
+                flight.data = chunk
+                self._put((meta.bucket, meta.nuid, index), chunk)
+            return data
+        except StoreError as error:
+            for flight in flights:
+                flight.error = error
+            raise
+        finally:
+            for index, flight in zip(range(first, stop), flights, strict=True):
+                if self._flights.get((meta.bucket, meta.nuid, index)) is flight:
+                    del self._flights[meta.bucket, meta.nuid, index]
+                flight.done.set()  # cancelled: without data or error, whoever waits fetches for itself
+
+    def _put(self, key: Key, data: bytes) -> None:
+        if len(data) + 200 <= self._cache.maxsize // 4:
+            self._cache[key] = data
+
+    async def _check(self, version: Version, layout: Layout, index: int, data: bytes) -> None:
+        """Feed the digest in order; raises `Corrupt` when the whole content turns out to be something else."""
+        digest = version.digest
+        if digest is None or index < digest.next or index in digest.waiting:
+            return
+        if index != digest.next:
+            digest.waiting[index] = data
+            digest.waiting_bytes += len(data)
+            if digest.waiting_bytes > DIGEST_AHEAD:
+                version.digest = None
+            return
+        async with digest.lock:
+            chunk: bytes | None = data if index == digest.next else None
+            while chunk is not None:
+                # Here and not in a thread: the digest of a chunk of 128 KiB takes 70 us without the interpreter's lock,
+                # a thread's answer many times that while the other threads are busy.
+                digest.sha.update(chunk)
+                digest.next += 1
+                chunk = digest.waiting.pop(digest.next, None)
+                digest.waiting_bytes -= len(chunk) if chunk is not None else 0
+        if digest.next == layout.count and version.digest is digest:
+            version.digest = None
+            if digest.sha.digest() != digest.expected:
+                version.corrupt = True
+                log.error(
+                    "the content of %s (nuid %s) does not match its digest",
+                    version.meta.name,
+                    version.meta.nuid,
+                )
+                raise Corrupt(f"the content of {version.meta.name!r} does not match its digest")

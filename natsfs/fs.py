@@ -1,0 +1,391 @@
+"""The FUSE handlers: decode the request, call, reply. No policy lives here.
+
+Every handler answers with a reply or an errno, whatever happens: pyfuse3 ends the mount when a handler raises
+anything but FUSEError, and no foreign message may do that.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import logging
+import os
+import stat
+import time
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, ParamSpec, TypeVar
+
+import pyfuse3
+import trio
+from pyfuse3 import (
+    EntryAttributes,
+    FileHandleT,
+    FileInfo,
+    FileNameT,
+    FlagT,
+    FUSEError,
+    InodeT,
+    ModeT,
+    ReaddirToken,
+    RequestContext,
+    SetattrFields,
+    StatvfsData,
+)
+
+from natsfs.catalog.inodes import Inode, Node
+from natsfs.errors import ChunksGone, StoreError
+from natsfs.files.files import Files, error_number
+from natsfs.names import NAME_MAX
+from natsfs.namespace import Caller, Namespace
+from natsfs.volume import Volume
+
+log = logging.getLogger(__name__)
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+FOREVER = 365 * 86400  # seconds; the watcher tells the kernel what is no longer true
+DIRECTORY_SIZE = 4096
+UNLIMITED = 1 << 50  # bytes that statfs(2) shows as the size of a bucket without a limit
+
+
+def answered(handler: Callable[P, Coroutine[Any, Any, R]]) -> Callable[P, Coroutine[Any, Any, R]]:
+    """Turn every exception of a handler into the errno of its call."""
+
+    @functools.wraps(handler)
+    async def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return await handler(*args, **kwargs)
+        except FUSEError:
+            raise
+        except StoreError as error:
+            log.warning("%s: %s", handler.__name__, error)
+            raise FUSEError(error_number(error)) from None
+        except OSError as error:
+            raise FUSEError(error.errno or errno.EIO) from None
+        except Exception:
+            log.exception("%s failed", handler.__name__)
+            raise FUSEError(errno.EIO) from None
+
+    return wrapper
+
+
+class _Listing:
+    """An open directory: its entries as they were at the start of the listing."""
+
+    __slots__ = ("entries", "inode")
+
+    def __init__(self, inode: Inode) -> None:
+        self.inode = inode
+        self.entries: list[Node] | None = None
+
+
+class FileSystem(pyfuse3.Operations):
+    supports_dot_lookup = False
+    enable_writeback_cache = False
+    enable_acl = False
+
+    def __init__(self, volume: Volume, namespace: Namespace, files: Files) -> None:
+        super().__init__()
+        self._volume = volume
+        self._names = namespace
+        self._files = files
+        self._listings: dict[int, _Listing] = {}
+        self._next_listing = 0
+
+    # --- helpers ----------------------------------------------------------------------------------------------
+
+    def _inode(self, ino: int) -> Inode:
+        try:
+            return self._volume.inodes.get(ino)
+        except KeyError:
+            raise FUSEError(errno.ESTALE) from None
+
+    def _attributes(self, inode: Inode) -> EntryAttributes:
+        entry = EntryAttributes()
+        attributes = inode.attributes
+        entry.st_ino = InodeT(inode.ino)
+        entry.generation = 0
+        entry.entry_timeout = entry.attr_timeout = FOREVER
+        entry.st_mode = ModeT(attributes.mode)
+        entry.st_uid = attributes.uid
+        entry.st_gid = attributes.gid
+        entry.st_rdev = attributes.rdev
+        entry.st_atime_ns = attributes.atime_ns
+        entry.st_mtime_ns = attributes.mtime_ns
+        entry.st_ctime_ns = attributes.ctime_ns
+        entry.st_blksize = self._volume.config.options.chunk_size
+        if inode.is_dir:
+            entry.st_nlink = 2 + inode.node.subdirs if inode.node is not None else 0
+            entry.st_size = DIRECTORY_SIZE
+            entry.st_blocks = 0
+        else:
+            entry.st_nlink = 0 if inode.unlinked else 1
+            entry.st_size = inode.size
+            entry.st_blocks = (inode.size + 511) // 512 if stat.S_ISREG(attributes.mode) else 0
+        return entry
+
+    def _entry(self, inode: Inode) -> EntryAttributes:
+        """A reply that gives the kernel one reference to the inode."""
+        inode.nlookup += 1
+        return self._attributes(inode)
+
+    @staticmethod
+    def _caller(ctx: RequestContext) -> Caller:
+        return Caller(ctx.uid, ctx.gid)
+
+    # --- names ------------------------------------------------------------------------------------------------
+
+    @answered
+    async def lookup(self, parent_inode: InodeT, name: FileNameT, ctx: RequestContext) -> EntryAttributes:
+        inode = await self._names.lookup(self._inode(parent_inode), name)
+        if inode is None:
+            # An entry without an inode tells the kernel to remember that there is none.
+            absent = EntryAttributes()
+            absent.st_ino = InodeT(0)
+            absent.entry_timeout = FOREVER
+            return absent
+        return self._entry(inode)
+
+    async def forget(self, inode_list: Sequence[tuple[InodeT, int]]) -> None:
+        for ino, count in inode_list:
+            self._volume.inodes.forget(ino, count)
+
+    @answered
+    async def mkdir(
+        self, parent_inode: InodeT, name: FileNameT, mode: ModeT, ctx: RequestContext
+    ) -> EntryAttributes:
+        return self._entry(await self._names.mkdir(self._inode(parent_inode), name, mode, self._caller(ctx)))
+
+    @answered
+    async def mknod(
+        self, parent_inode: InodeT, name: FileNameT, mode: ModeT, rdev: int, ctx: RequestContext
+    ) -> EntryAttributes:
+        parent = self._inode(parent_inode)
+        return self._entry(await self._names.make_node(parent, name, mode, rdev, self._caller(ctx)))
+
+    @answered
+    async def symlink(
+        self, parent_inode: InodeT, name: FileNameT, target: FileNameT, ctx: RequestContext
+    ) -> EntryAttributes:
+        return self._entry(
+            await self._names.symlink(self._inode(parent_inode), name, target, self._caller(ctx))
+        )
+
+    @answered
+    async def readlink(self, inode: InodeT, ctx: RequestContext) -> FileNameT:
+        return FileNameT(self._names.readlink(self._inode(inode)))
+
+    @answered
+    async def link(
+        self, inode: InodeT, new_parent_inode: InodeT, new_name: FileNameT, ctx: RequestContext
+    ) -> EntryAttributes:
+        # Two names on one nuid lose their data when another client deletes one of them.
+        raise FUSEError(errno.EPERM)
+
+    @answered
+    async def unlink(self, parent_inode: InodeT, name: FileNameT, ctx: RequestContext) -> None:
+        await self._names.unlink(self._inode(parent_inode), name)
+
+    @answered
+    async def rmdir(self, parent_inode: InodeT, name: FileNameT, ctx: RequestContext) -> None:
+        await self._names.rmdir(self._inode(parent_inode), name)
+
+    @answered
+    async def rename(
+        self,
+        parent_inode_old: InodeT,
+        name_old: FileNameT,
+        parent_inode_new: InodeT,
+        name_new: FileNameT,
+        flags: FlagT,
+        ctx: RequestContext,
+    ) -> None:
+        if flags & ~pyfuse3.RENAME_NOREPLACE:
+            raise FUSEError(errno.EINVAL)  # as file systems answer that cannot exchange
+        await self._names.rename(
+            self._inode(parent_inode_old),
+            name_old,
+            self._inode(parent_inode_new),
+            name_new,
+            replace_target=not flags & pyfuse3.RENAME_NOREPLACE,
+        )
+
+    # --- attributes -------------------------------------------------------------------------------------------
+
+    @answered
+    async def getattr(self, inode: InodeT, ctx: RequestContext) -> EntryAttributes:
+        return self._attributes(self._inode(inode))
+
+    @answered
+    async def setattr(
+        self,
+        inode: InodeT,
+        attr: EntryAttributes,
+        fields: SetattrFields,
+        fh: FileHandleT | None,
+        ctx: RequestContext,
+    ) -> EntryAttributes:
+        node = self._inode(inode)
+        if fields.update_size:
+            if fh is not None:
+                await self._files.handle(fh).file.truncate(attr.st_size)
+            else:
+                async with self._files.using(node) as file:
+                    await file.truncate(attr.st_size)
+                    if not file.writers:
+                        await file.commit()
+        attributes = node.attributes
+        changed = False
+        if fields.update_mode:
+            attributes.mode = stat.S_IFMT(attributes.mode) | stat.S_IMODE(attr.st_mode)
+            changed = True
+        if fields.update_uid or fields.update_gid:
+            if fields.update_uid:
+                attributes.uid = attr.st_uid
+            if fields.update_gid:
+                attributes.gid = attr.st_gid
+            if stat.S_ISREG(attributes.mode) and not fields.update_mode and attributes.mode & 0o6000:
+                attributes.mode &= ~stat.S_ISUID
+                if attributes.mode & stat.S_IXGRP:
+                    attributes.mode &= ~stat.S_ISGID
+            changed = True
+        if fields.update_atime:
+            attributes.atime_ns = attr.st_atime_ns
+            changed = True
+        if fields.update_mtime:
+            attributes.mtime_ns = attr.st_mtime_ns
+            changed = True
+        if changed:
+            attributes.ctime_ns = time.time_ns()
+            await self._names.attributes_changed(node)
+        return self._attributes(node)
+
+    # --- directories ------------------------------------------------------------------------------------------
+
+    @answered
+    async def opendir(self, inode: InodeT, ctx: RequestContext) -> FileHandleT:
+        self._next_listing += 1
+        self._listings[self._next_listing] = _Listing(self._inode(inode))
+        return FileHandleT(self._next_listing)
+
+    @answered
+    async def readdir(self, fh: FileHandleT, start_id: int, token: ReaddirToken) -> None:
+        listing = self._listings[fh]
+        if start_id == 0 or listing.entries is None:
+            try:
+                listing.entries = await self._names.entries(listing.inode)
+            except FileNotFoundError:
+                listing.entries = []  # removed under its reader: an empty directory, as on a local file system
+        position = start_id
+        dots = ((b".", listing.inode), (b"..", self._names.parent_of(listing.inode)))
+        for name, inode in dots[position:]:
+            if not pyfuse3.readdir_reply(token, FileNameT(name), self._attributes(inode), position + 1):
+                return
+            position += 1
+        for node in listing.entries[max(0, start_id - 2) :]:
+            position += 1
+            parent = node.parent
+            if parent is None or (parent.children or {}).get(node.name) is not node:
+                continue  # removed since
+            inode = self._names.inode_of(node)
+            if not pyfuse3.readdir_reply(token, FileNameT(node.name), self._attributes(inode), position):
+                self._volume.inodes.release(inode)
+                return
+            inode.nlookup += 1
+
+    @answered
+    async def releasedir(self, fh: FileHandleT) -> None:
+        del self._listings[fh]
+
+    @answered
+    async def fsyncdir(self, fh: FileHandleT, datasync: bool) -> None:
+        """Every change of a name is acknowledged by the server before its call returns."""
+
+    # --- files ------------------------------------------------------------------------------------------------
+
+    @answered
+    async def create(
+        self, parent_inode: InodeT, name: FileNameT, mode: ModeT, flags: FlagT, ctx: RequestContext
+    ) -> tuple[FileInfo, EntryAttributes]:
+        inode = await self._names.create(self._inode(parent_inode), name, mode, flags, self._caller(ctx))
+        handle = await self._open(inode, flags)
+        return FileInfo(fh=handle, keep_cache=True), self._entry(inode)
+
+    @answered
+    async def open(self, inode: InodeT, flags: FlagT, ctx: RequestContext) -> FileInfo:
+        return FileInfo(fh=await self._open(self._inode(inode), flags), keep_cache=True)
+
+    async def _open(self, inode: Inode, flags: int) -> FileHandleT:
+        if flags & os.O_ACCMODE != os.O_RDONLY and inode.bucket is not None:
+            self._volume.check_writable(inode.bucket)
+        try:
+            fh = await self._files.open(inode, flags)
+        except ChunksGone as error:
+            log.info("open: %s; the kernel looks again", error)
+            raise FUSEError(errno.ESTALE) from None
+        if flags & os.O_TRUNC or (inode.meta is None and not inode.unlinked):
+            # A new file has to be committed even if nothing is ever written to it.
+            try:
+                await self._files.handle(fh).file.truncate(0 if flags & os.O_TRUNC else inode.size)
+            except BaseException:
+                await self._files.release(fh)  # the kernel gets no handle that it could release
+                raise
+        return FileHandleT(fh)
+
+    @answered
+    async def read(self, fh: FileHandleT, off: int, size: int) -> bytes:
+        return await self._files.read(fh, off, size)
+
+    @answered
+    async def write(self, fh: FileHandleT, off: int, buf: bytes) -> int:
+        return await self._files.write(fh, off, buf)
+
+    @answered
+    async def flush(self, fh: FileHandleT) -> None:
+        await self._files.flush(fh)
+
+    @answered
+    async def fsync(self, fh: FileHandleT, datasync: bool) -> None:
+        await self._files.fsync(fh)
+
+    @answered
+    async def release(self, fh: FileHandleT) -> None:
+        await self._files.release(fh)
+
+    # --- the whole --------------------------------------------------------------------------------------------
+
+    @answered
+    async def statfs(self, ctx: RequestContext) -> StatvfsData:
+        volume = self._volume
+        if volume.config.bucket is not None:
+            info = await volume.info(volume.buckets[volume.config.bucket])
+            used, limit = info.bytes, info.max_bytes
+        else:
+            used, limit = await volume.account_use()
+        block = 4096
+        total = limit if limit > 0 else used + UNLIMITED
+        data = StatvfsData()
+        data.f_bsize = data.f_frsize = block
+        data.f_blocks = total // block
+        data.f_bfree = data.f_bavail = max(0, total - used) // block
+        # Objects are not limited in number; a million is what programs like to see free.
+        data.f_files = len(volume.inodes) + 1_000_000
+        data.f_ffree = data.f_favail = 1_000_000
+        data.f_namemax = NAME_MAX
+        return data
+
+    def stacktrace(self) -> None:
+        """Asked for by ``setfattr -n fuse_stacktrace`` on the root, to find what hangs."""
+        for task in _all_tasks(trio.lowlevel.current_root_task()):
+            log.error("task %s", task.name)
+
+
+def _all_tasks(task: Any) -> list[Any]:
+    if task is None:
+        return []
+    found = [task]
+    for nursery in task.child_nurseries:
+        for child in nursery.child_tasks:
+            found += _all_tasks(child)
+    return found

@@ -1,0 +1,608 @@
+"""What is mounted: the buckets in use with their catalogs, kept true by the watch; and the way changes are published.
+
+Who owns what: the trio thread owns catalogs, inodes and files; code between two awaits is atomic. `_feed` applies
+the watcher's events in order. An operation registers its messages before they are sent and applies them itself,
+so the feed passes over their echoes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import stat
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import trio
+
+from natsfs.catalog.attributes import Attributes, Defaults, parse_time
+from natsfs.catalog.bucket import Bucket
+from natsfs.catalog.inodes import ROOT_INO, AttributesChanged, Effect, EntryChanged, Inode, InodeTable, Node
+from natsfs.catalog.metadata import NUID, Metadata, tombstone
+from natsfs.config import Config
+from natsfs.errors import (
+    BucketFull,
+    BucketGone,
+    Conflict,
+    MountError,
+    ReadOnlyBucket,
+    StoreError,
+    Unreachable,
+)
+from natsfs.files.reader import Reader
+from natsfs.files.spool import Spool
+from natsfs.names import decode_subject, path_of
+from natsfs.notifier import Notifier
+from natsfs.purges import Purge, Purges
+from natsfs.store.store import BucketInfo, Store
+from natsfs.store.watch import BucketsChanged, Event, Gone, Interrupted, Loaded, Loading, Messages, Suspect
+
+log = logging.getLogger(__name__)
+
+BUCKET_POLL = 30.0  # seconds between two looks at the list of buckets, where advisories do not tell
+RECONCILE = 60.0  # seconds between two comparisons of the catalog with the subjects that are stored
+SUSPECTS = 1000  # names that are asked about one by one; of more, the whole list is asked for
+OUTCOME_UNKNOWN = 0  # in place of the sequence that ended a version: it is not known whether it ever was one
+INFO_AGE = 2.0  # seconds for which statfs(2) believes the last answer
+
+
+class SharedLock:
+    """Many holders of one kind or one of the other: publishing under a name, and moving a directory's names."""
+
+    def __init__(self) -> None:
+        self._holders = 0
+        self._door = trio.Lock()
+        self._empty = trio.Event()
+
+    @asynccontextmanager
+    async def shared(self) -> AsyncIterator[None]:
+        async with self._door:
+            self._holders += 1
+        try:
+            yield
+        finally:
+            self._holders -= 1
+            if not self._holders:
+                self._empty.set()
+
+    @asynccontextmanager
+    async def exclusive(self) -> AsyncIterator[None]:
+        async with self._door:
+            while self._holders:
+                self._empty = trio.Event()
+                await self._empty.wait()
+            yield
+
+
+class Mounted:
+    """A bucket in the mount: its catalog once somebody used it, and what orders its changes."""
+
+    def __init__(self, name: str, node: Node | None) -> None:
+        self.name = name
+        self.node = node  # the bucket's entry in the mount's root, None if the bucket is the root
+        self.catalog: Bucket | None = None
+        self.info: BucketInfo | None = None
+        self.info_time = 0.0
+        self.loading = trio.Lock()
+        self.loaded = trio.Event()
+        self.followed = False  # whether the watch stands, so that the catalog is what the store holds
+        self.names = SharedLock()
+
+
+class Operation:
+    """A group of own messages: registered, published, applied, in this order, whatever the watcher sees meanwhile."""
+
+    def __init__(self, volume: Volume, catalog: Bucket) -> None:
+        self._volume = volume
+        self._catalog = catalog
+        self._ops: list[str] = []
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        effects: list[Effect] = []
+        for op in self._ops:
+            effects += self._catalog.end_op(op)
+        self._volume.notifier.send(effects)
+
+    async def publish(self, meta: Metadata, expected: int) -> Metadata:
+        """Publish; returns the message as it is stored. Raises `Conflict` and other `StoreError`s."""
+        self._volume.check_writable(self._catalog)
+        op = self._volume.store.new_op()
+        self._ops.append(op)
+        self._catalog.begin_op(op)
+        try:
+            seq = await self._volume.store.publish(meta, expected, op)
+        except BucketFull:
+            # What waits for its grace time to pass is room.
+            if not self._volume.purges.hurry(self._catalog.name):
+                raise
+            await self._volume.purges.settle(self._catalog.name)
+            seq = await self._volume.store.publish(meta, expected, op)
+        return replace(meta, seq=seq, time_ns=time.time_ns(), op=op)
+
+    def apply(self, meta: Metadata, inode: Inode | None = None) -> None:
+        """Make a published message what the tree shows.
+
+        The kernel knows of a name that its own call made. It does not of what a commit did: there the name may have
+        led to somebody else's version, or to nothing, and leads to `inode` from now on.
+        """
+        catalog = self._catalog
+        before = catalog.live(meta.subject)
+        effects = catalog.apply(meta, inode)
+        if inode is None:
+            # Also to spare directories: one whose entry is invalidated has no path for a shell inside it until
+            # somebody looks it up again.
+            path = path_of(meta.name.removesuffix("/") if meta.is_marker else meta.name)
+            parent = catalog.find(path[:-1])
+            if parent is not None and parent.inode is not None:
+                ino = parent.inode.ino
+                known = (EntryChanged(ino, path[-1]), AttributesChanged(ino))
+                effects = [
+                    e
+                    for e in effects
+                    if (replace(e, gone=0) if isinstance(e, EntryChanged) else e) not in known
+                ]
+        self._volume.notifier.send(effects)
+        if before is not None and before.nuid != meta.nuid:
+            self._volume.discard(catalog, before, meta.seq)
+
+
+class Volume:
+    def __init__(self, config: Config, nursery: trio.Nursery) -> None:
+        options = config.options
+        self.config = config
+        self.store = Store(config)
+        self.inodes = InodeTable()
+        self.notifier = Notifier()
+        self.defaults = Defaults(
+            os.getuid() if options.uid is None else options.uid,
+            os.getgid() if options.gid is None else options.gid,
+            options.file_mode,
+            options.dir_mode,
+        )
+        self.spool = Spool(options.spool_dir, options.spool_size)
+        self.reader = Reader(self.store, options.cache_size, nursery)
+        key = hashlib.sha256("\0".join(sorted(config.servers)).encode()).hexdigest()[:16]
+        spool_dir = Path(options.spool_dir)
+        self.purges = Purges(
+            spool_dir / f"purges-{key}-{os.getpid()}.jsonl",
+            f"purges-{key}-*.jsonl",
+            options.purge_grace,
+            self._verdict,
+            self.store.purge_chunks,
+        )
+        self.buckets: dict[str, Mounted] = {}
+        self.making: set[str] = set()  # buckets that a mkdir here is making at this moment
+        self.root: Node  # of the mount
+        self._nursery = nursery
+        self._send, self._events = trio.open_memory_channel[Event](float("inf"))
+        self._buckets_changed = trio.Event()
+        self._suspects: dict[Bucket, set[str | None]] = {}
+        self._started_ns = time.time_ns()
+        self._account = (0, -1)
+        self._account_time = -INFO_AGE
+
+    # --- life -------------------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Connect and load what the root shows. Raises `MountError`."""
+        await self.store.open(self._send.send_nowait)
+        self._nursery.start_soon(self._feed)
+        config = self.config
+        if config.bucket is None:
+            self.root = Node(None, None, b"", directory=True)
+            attributes = Attributes(
+                stat.S_IFDIR | self.defaults.dir_mode,
+                self.defaults.uid,
+                self.defaults.gid,
+                0,
+                *([self._started_ns] * 4),
+            )
+            inode = Inode(ROOT_INO, None, self.root, attributes)
+            self.root.inode, self.root.ino = inode, ROOT_INO
+            self.inodes.add(inode)
+            await self._list_buckets()
+        else:
+            mounted = self.buckets[config.bucket] = Mounted(config.bucket, None)
+            try:
+                catalog = await self.load(mounted)
+            except BucketGone:
+                raise MountError(
+                    f"bucket {config.bucket!r} does not exist; "
+                    "create it, or mount the server without a bucket and use mkdir"
+                ) from None
+            except StoreError as error:
+                raise MountError(f"bucket {config.bucket!r} cannot be read: {error}") from None
+            node: Node | None = catalog.root
+            for part in config.prefix.split("/") if config.prefix else []:
+                node = catalog.child(node, part.encode()) if node is not None else None
+            if node is None or not node.is_dir:
+                raise MountError(f"bucket {config.bucket!r} has no directory {config.prefix!r}")
+            self.root = node
+            # The kernel calls the root 1, whatever directory it is.
+            node.ino = ROOT_INO
+            catalog.inode_of(node).nlookup += 1
+        self.purges.load()
+        self._nursery.start_soon(self.purges.run)
+        self._nursery.start_soon(self._poll_buckets)
+        self._nursery.start_soon(self._reconcile_all)
+
+    async def close(self) -> None:
+        """After the last commit: stop everything that was started; bounded in time."""
+        self.notifier.stop()
+        self.purges.close()
+        await self.store.close()
+        self.spool.close()
+
+    # --- the feed ---------------------------------------------------------------------------------------------
+
+    async def _feed(self) -> None:
+        async for event in self._events:
+            try:
+                self._take(event)
+            except Exception:
+                # A message nobody foresaw must not end the daemon; what it was about is in the log.
+                log.exception("an event could not be applied: %.200r", event)
+
+    def _take(self, event: Event) -> None:
+        if isinstance(event, BucketsChanged):
+            self._buckets_changed.set()
+            return
+        mounted = self.buckets.get(event.bucket)
+        if mounted is None:
+            return
+        catalog = mounted.catalog
+        match event:
+            case Loading(identity=identity, last_seq=last_seq):
+                if catalog is None:
+                    parent = None if mounted.node is None else self.root
+                    catalog = mounted.catalog = Bucket(identity, self.inodes, self.defaults, parent)
+                    self._adopt(mounted, catalog)
+                catalog.begin_load(identity, last_seq)
+            case Messages(metas=metas):
+                assert catalog is not None
+                effects: list[Effect] = []
+                for meta in metas:
+                    try:
+                        effects += catalog.observe(meta)
+                    except Exception:
+                        # Of a batch only the message that nobody foresaw may be lost.
+                        log.exception("metadata on %s (sequence %d) is passed over", meta.subject, meta.seq)
+                if catalog.loaded:
+                    self._suspect_renames(catalog, metas)
+                self.notifier.send(effects)
+            case Loaded():
+                assert catalog is not None
+                self.notifier.send(catalog.end_load())
+                if mounted.info is not None:
+                    catalog.read_only_because = mounted.info.read_only_because
+                mounted.loaded.set()
+                mounted.followed = True
+            case Interrupted():
+                mounted.followed = False
+            case Gone():
+                mounted.followed = False
+                self._bucket_gone(mounted)
+            case Suspect(subject=subject):
+                if catalog is not None and catalog.loaded:
+                    self._suspect(catalog, subject)
+
+    def _adopt(self, mounted: Mounted, catalog: Bucket) -> None:
+        """The bucket's tree takes the place of the entry in the root that stood for it."""
+        node = mounted.node
+        if node is None:
+            return
+        catalog.root.inode, catalog.root.ino = node.inode, node.ino
+        if node.inode is not None:
+            node.inode.node = catalog.root
+            node.inode.bucket = catalog
+        assert self.root.children is not None
+        self.root.children[node.name] = catalog.root
+        mounted.node = catalog.root
+
+    def _suspect_renames(self, catalog: Bucket, metas: list[Metadata]) -> None:
+        """Other clients rename by putting the same nuid under a new name and purging the old one without a trace."""
+        for meta in metas:
+            if meta.nuid and not meta.deleted and not catalog.is_own(meta):
+                for subject in catalog.subjects_of_nuid(meta.nuid):
+                    if subject != meta.subject:
+                        self._suspect(catalog, subject)
+
+    def _suspect(self, catalog: Bucket, subject: str | None) -> None:
+        """Have `subject` looked at soon, or everything; one task a bucket does it, however many there are."""
+        suspects = self._suspects.get(catalog)
+        if suspects is None:
+            self._suspects[catalog] = {subject}
+            self._nursery.start_soon(self._look_at_suspects, catalog)
+        else:
+            suspects.add(subject)
+
+    async def _look_at_suspects(self, catalog: Bucket) -> None:
+        delay = 0.0
+        while suspects := self._suspects[catalog]:
+            self._suspects[catalog] = set()
+            if None in suspects or len(suspects) > SUSPECTS:
+                await self._look_again(catalog, None)
+            else:
+                for subject in suspects:
+                    await self._look_again(catalog, subject)
+            # A burst of purges elsewhere is looked at a few times and not once for each.
+            await trio.sleep(delay)
+            delay = min(delay * 2 + 0.05, 1.0)
+        del self._suspects[catalog]
+
+    async def _look_again(self, catalog: Bucket, subject: str | None) -> None:
+        """Ask whether what the catalog holds is still stored; None asks about every object."""
+        try:
+            if subject is None:
+                await self.refresh_all(catalog)
+            else:
+                await self.refresh(catalog, subject)
+        except BucketGone:
+            pass
+        except StoreError as error:
+            log.warning("bucket %s could not be compared with the store: %s", catalog.name, error)
+        except Exception:
+            log.exception("bucket %s could not be compared with the store", catalog.name)
+
+    async def refresh(self, catalog: Bucket, subject: str) -> None:
+        """Bring one name up to date, by the word of the stream's leader."""
+        known = catalog.last_seq(subject)
+        meta = await self.store.metadata(catalog.name, subject)
+        effects = catalog.purged(subject, known) if meta is None else catalog.learn(meta)
+        self.notifier.send(effects)
+
+    async def refresh_all(self, catalog: Bucket) -> None:
+        """Compare the live objects with the subjects that are stored: a purge may have gone unheard."""
+        known = {subject: catalog.last_seq(subject) for subject in catalog.live_subjects()}
+        stored = await self.store.subjects(catalog.name, f"$O.{catalog.name}.M.>")
+        # The pages of the answer are no snapshot: a subject may have slipped from one to another between two of them.
+        for subject in known.keys() - stored.keys():
+            await self.refresh(catalog, subject)
+
+    async def _reconcile_all(self) -> None:
+        while True:
+            await trio.sleep(RECONCILE)
+            for mounted in list(self.buckets.values()):
+                if mounted.catalog is not None and mounted.catalog.loaded and not mounted.catalog.gone:
+                    await self._look_again(mounted.catalog, None)
+
+    # --- buckets ----------------------------------------------------------------------------------------------
+
+    async def _poll_buckets(self) -> None:
+        while True:
+            with trio.move_on_after(BUCKET_POLL):
+                await self._buckets_changed.wait()
+            self._buckets_changed = trio.Event()
+            try:
+                await self._list_buckets()
+            except StoreError as error:
+                log.warning("the list of buckets could not be read: %s", error)
+            except Exception:
+                log.exception("the list of buckets could not be read")
+
+    async def _list_buckets(self) -> None:
+        if self.config.bucket is not None:
+            # An account may be allowed to see this one stream only.
+            mounted = self.buckets[self.config.bucket]
+            with suppress(BucketGone):
+                info = await self.store.bucket(mounted.name)
+                self._take_info(mounted, info)
+                await self._follow_again(mounted, info)
+            return
+        before = set(self.buckets)
+        found = {info.name: info for info in await self.store.buckets()}
+        for name, info in found.items():
+            known = self.buckets.get(name)
+            if known is not None:
+                self._take_info(known, info)
+        for name, info in found.items():
+            if name in self.making:
+                continue  # the kernel hears of it from its own call
+            if name not in self.buckets:
+                self.add_bucket(info)
+                self.notifier.send([EntryChanged(ROOT_INO, name.encode()), AttributesChanged(ROOT_INO)])
+            else:
+                await self._follow_again(self.buckets[name], info)
+        # One that was made while the list was on its way is not in it; whether another is gone is asked.
+        for name in before - found.keys():
+            try:
+                await self.store.bucket(name)
+            except BucketGone:
+                if name in self.buckets:
+                    self._bucket_gone(self.buckets[name])
+
+    async def _follow_again(self, mounted: Mounted, info: BucketInfo) -> None:
+        """A bucket that was gone is back under its name, or another one has taken its name at once."""
+        catalog = mounted.catalog
+        if catalog is not None and (catalog.gone or catalog.identity.created != info.created):
+            mounted.followed = False
+            await self.store.unwatch(mounted.name)
+            await self.store.watch(mounted.name)
+
+    def _take_info(self, mounted: Mounted, info: BucketInfo) -> None:
+        mounted.info, mounted.info_time = info, time.monotonic()
+        if mounted.catalog is not None:
+            if info.read_only_because and not mounted.catalog.read_only_because:
+                log.warning("bucket %s is read-only here: %s", info.name, info.read_only_because)
+            mounted.catalog.read_only_because = info.read_only_because
+
+    def add_bucket(self, info: BucketInfo) -> Node:
+        """A bucket appears in the root; its content is loaded when it is first used."""
+        assert self.root.children is not None
+        node = Node(None, self.root, info.name.encode(), directory=True)
+        self.root.children[node.name] = node
+        self.root.subdirs += 1
+        self.buckets[info.name] = Mounted(info.name, node)
+        self._take_info(self.buckets[info.name], info)
+        self._touch_root()
+        return node
+
+    def _touch_root(self) -> None:
+        assert self.root.inode is not None
+        self.root.inode.attributes.mtime_ns = self.root.inode.attributes.ctime_ns = time.time_ns()
+
+    def drop_bucket(self, mounted: Mounted) -> None:
+        """Take a bucket out of the root."""
+        del self.buckets[mounted.name]
+        node = mounted.node
+        assert node is not None
+        assert self.root.children is not None
+        self.root.children.pop(node.name, None)
+        self.root.subdirs -= 1
+        if node.inode is not None:
+            node.inode.node = None
+            node.inode.unlinked = True
+        if mounted.catalog is not None:
+            mounted.catalog.gone = True
+        self._touch_root()
+
+    def _bucket_gone(self, mounted: Mounted) -> None:
+        catalog = mounted.catalog
+        if mounted.node is not None:
+            ino = mounted.node.ino
+            if self.buckets.get(mounted.name) is mounted:
+                self.drop_bucket(mounted)
+                self._nursery.start_soon(self.store.unwatch, mounted.name)
+            self.notifier.send(
+                [EntryChanged(ROOT_INO, mounted.name.encode(), ino), AttributesChanged(ROOT_INO)]
+            )
+        elif catalog is not None and not catalog.gone:
+            # The mount's own bucket: everything in it is gone, and the mount waits for it to come back.
+            log.warning("bucket %s does not exist any more", mounted.name)
+            catalog.gone = True
+            effects: list[Effect] = []
+            for subject in catalog.live_subjects():
+                effects += catalog.purged(subject)
+            self.notifier.send(effects)
+
+    async def load(self, mounted: Mounted) -> Bucket:
+        """The bucket's catalog, complete. The first use of a bucket waits here; raises `StoreError`."""
+        if mounted.catalog is not None and mounted.catalog.loaded:
+            return mounted.catalog
+        async with mounted.loading:
+            if mounted.catalog is None or not mounted.catalog.loaded:
+                self._take_info(mounted, await self.store.bucket(mounted.name))
+                await self.store.watch(mounted.name)
+                with trio.move_on_after(self.config.options.timeout) as scope:
+                    await mounted.loaded.wait()
+                if scope.cancelled_caught:
+                    raise Unreachable(f"bucket {mounted.name} could not be listed in time")
+            assert mounted.catalog is not None
+            return mounted.catalog
+
+    def created_ns(self, mounted: Mounted) -> int:
+        created = parse_time(mounted.info.created) if mounted.info is not None else None
+        return self._started_ns if created is None else created
+
+    def mounted_of(self, catalog: Bucket) -> Mounted:
+        mounted = self.buckets.get(catalog.name)
+        if mounted is None or mounted.catalog is not catalog:
+            raise BucketGone(f"bucket {catalog.name} does not exist any more")
+        return mounted
+
+    async def info(self, mounted: Mounted) -> BucketInfo:
+        """Use and limit of a bucket, at most `INFO_AGE` old unless the server does not answer."""
+        if mounted.info is None or time.monotonic() - mounted.info_time > INFO_AGE:
+            try:
+                with trio.fail_after(5):
+                    self._take_info(mounted, await self.store.bucket(mounted.name))
+            except (trio.TooSlowError, Unreachable):
+                if mounted.info is None:
+                    raise
+        assert mounted.info is not None
+        return mounted.info
+
+    async def account_use(self) -> tuple[int, int]:
+        """Bytes stored in the account, and its limit (-1: none)."""
+        if time.monotonic() - self._account_time > INFO_AGE:
+            try:
+                with trio.fail_after(5):
+                    account = await self.store.account()
+            except (trio.TooSlowError, Unreachable):
+                pass  # statfs(2) answers with what was last known
+            else:
+                self._account = (
+                    int(account.get("storage", 0)),
+                    int(account["limits"].get("max_storage", -1)),
+                )
+                self._account_time = time.monotonic()
+        return self._account
+
+    def operation(self, catalog: Bucket) -> Operation:
+        return Operation(self, catalog)
+
+    def check_writable(self, catalog: Bucket) -> None:
+        if catalog.read_only_because is not None:
+            raise ReadOnlyBucket(f"bucket {catalog.name} is read-only: {catalog.read_only_because}")
+        if catalog.gone:
+            raise BucketGone(f"bucket {catalog.name} does not exist any more")
+
+    # --- garbage ----------------------------------------------------------------------------------------------
+
+    def discard(self, catalog: Bucket, meta: Metadata, seq: int) -> None:
+        """The version `meta` has been replaced or removed by the own message `seq`."""
+        if NUID.fullmatch(meta.nuid) and meta.size and meta.link is None:
+            self.purges.add(catalog.name, catalog.identity.created, meta.nuid, meta.subject, seq)
+
+    def discard_unless_live(self, catalog: Bucket, nuid: str, subject: str, *, refused: bool) -> None:
+        """Chunks whose metadata was sent without success: they go after the grace time if nothing has them then.
+
+        Unless the store `refused` it, the metadata may have been stored all the same, or may still be on its way.
+        """
+        seq = max(1, catalog.watched_seq) if refused else OUTCOME_UNKNOWN
+        self.purges.add(catalog.name, catalog.identity.created, nuid, subject, seq)
+
+    async def _verdict(self, purge: Purge) -> bool | None:
+        """No chunk of a live object is ever purged: see the design, decision 10."""
+        mounted = self.buckets.get(purge.bucket)
+        if mounted is None:
+            # Nothing is known of a bucket that this mount does not show.
+            return None if self.config.bucket is not None else False
+        catalog = await self.load(mounted)
+        if catalog.identity.created != purge.created or catalog.identity.epoch:
+            return False
+        if not mounted.followed:
+            return None  # the nuid may have a new name that nobody here has heard of
+        if self.reader.in_use(purge.bucket, purge.nuid):
+            return None
+        if catalog.subjects_of_nuid(purge.nuid):
+            return False
+        if catalog.watched_seq < purge.seq:
+            return None
+        meta = await self.store.metadata(purge.bucket, purge.subject)
+        if meta is not None and meta.nuid == purge.nuid:
+            return False
+        if purge.seq == OUTCOME_UNKNOWN and not await self._fence(catalog, purge.subject, meta):
+            return None
+        return not catalog.subjects_of_nuid(purge.nuid)
+
+    async def _fence(self, catalog: Bucket, subject: str, found: Metadata | None) -> bool:
+        """Raise the sequence of `subject`, which holds `found`: what was sent for it before cannot be stored any more.
+
+        Nothing less will do: the server answers a read before a message that reached it earlier (it keeps a queue for
+        each), and a message may come out of the buffer of a connection that was given up. False if something was stored
+        meanwhile.
+        """
+        if found is None:
+            name = decode_subject(subject.removeprefix(catalog.subject_prefix()))
+            found = tombstone(Metadata(name=name, bucket=catalog.name, nuid="", subject=subject))
+        op = self.store.new_op()
+        catalog.begin_op(op)
+        try:
+            await self.store.publish(found, found.seq, op)
+        except Conflict:
+            return False
+        finally:
+            self.notifier.send(catalog.end_op(op))
+        return True

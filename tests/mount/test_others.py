@@ -1,0 +1,248 @@
+"""Changes by other clients show up by themselves, at once, and in the right way."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import threading
+import time
+from functools import partial
+from pathlib import Path
+
+from tests.support import Client, Mount, Mounter, Server, noise, opened, raises, run, until
+
+
+def content(path: Path) -> bytes | None:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return None
+
+
+def holds(path: Path, data: bytes) -> bool:
+    return content(path) == data
+
+
+def test_put_by_another_client(folder: Path, client: Client) -> None:
+    """A new object appears, also where the kernel has already been told that there is none."""
+    assert not (folder / "f").exists()
+    assert os.listdir(folder) == []
+    client.put(folder.name, "f", b"new")
+    until(lambda: (folder / "f").exists())
+    assert (folder / "f").read_bytes() == b"new"
+    assert os.listdir(folder) == ["f"]
+
+
+def test_overwrite_by_another_client(folder: Path, client: Client) -> None:
+    """The new content replaces the one in the kernel's page cache."""
+    (folder / "f").write_bytes(b"old" * 1000)
+    assert (folder / "f").read_bytes() == b"old" * 1000
+    for number in range(20):
+        data = noise(1000 + number, number)
+        client.put(folder.name, "f", data)
+        until(partial(holds, folder / "f", data))
+        assert (folder / "f").stat().st_size == len(data)
+
+
+def test_delete_by_another_client(folder: Path, client: Client) -> None:
+    """The name goes, and comes back with the next put."""
+    (folder / "f").write_bytes(b"x")
+    client.delete(folder.name, "f")
+    until(lambda: not (folder / "f").exists())
+    assert os.listdir(folder) == []
+    client.put(folder.name, "f", b"again")
+    until(lambda: content(folder / "f") == b"again")
+
+
+def test_rename_by_another_client(folder: Path, client: Client) -> None:
+    """Go's way: the new name appears and the old one goes, although its purge is not announced by the stream."""
+    (folder / "d").mkdir()
+    (folder / "d/a").write_bytes(b"data")
+    client.rename(folder.name, "d/a", "d/b")
+    until(lambda: (folder / "d/b").exists())
+    until(lambda: not (folder / "d/a").exists())
+    assert os.listdir(folder / "d") == ["b"]
+    assert (folder / "d/b").read_bytes() == b"data"
+
+
+def test_rename_by_another_client_over_a_file(folder: Path, client: Client) -> None:
+    """The old target's content is replaced."""
+    (folder / "a").write_bytes(b"from a")
+    (folder / "b").write_bytes(b"from b")
+    assert (folder / "b").read_bytes() == b"from b"
+    client.rename(folder.name, "a", "b")
+    until(lambda: content(folder / "b") == b"from a")
+    until(lambda: os.listdir(folder) == ["b"])
+
+
+def test_a_handle_keeps_the_bytes_it_opened(folder: Path, client: Client) -> None:
+    """After another client's overwrite an open handle reads the old version, a new one the new version."""
+    old, new = noise(300_000, 1), noise(250_000, 2)
+    (folder / "f").write_bytes(old)
+    with opened(folder / "f", os.O_RDONLY) as fd:
+        assert os.pread(fd, 300_000, 0) == old
+        client.put(folder.name, "f", new)
+        until(lambda: content(folder / "f") == new)
+        assert os.pread(fd, 300_000, 0) == old
+        assert os.fstat(fd).st_size == 300_000
+
+
+def test_no_reader_sees_two_versions_mixed(folder: Path, client: Client, shared: Mount) -> None:
+    """While another client overwrites all the time, each whole reading is one version."""
+    shared.allow("chunks of 'f' are gone")
+    versions = {bytes([number]) * 400_000 for number in range(10)}
+    client.put(folder.name, "f", bytes(400_000))
+    until(lambda: (folder / "f").exists())
+    stop = threading.Event()
+    problems: list[str] = []
+    readings = [0]
+
+    def read() -> None:
+        while not stop.is_set():
+            try:
+                data = (folder / "f").read_bytes()
+            except OSError as error:
+                # The version was purged by the other client while it was being read; that is said, not hidden.
+                if error.errno not in (errno.ESTALE, errno.EIO):
+                    problems.append(str(error))
+                continue
+            readings[0] += 1
+            if data not in versions:
+                problems.append(f"{len(data)} bytes of {set(data)}")
+
+    threads = [threading.Thread(target=read) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    try:
+        for number in range(40):
+            client.put(folder.name, "f", bytes([number % 10]) * 400_000)
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+    assert problems == []
+    assert readings[0] > 5
+
+
+def test_attributes_changed_by_another_mount(bucket: str, mount: Mounter) -> None:
+    """chmod, chown and utimensat on one machine are seen on the other, in the same inode."""
+    one, two = mount(f"/{bucket}").path, mount(f"/{bucket}").path
+    (one / "f").write_bytes(b"x")
+    until(lambda: (two / "f").exists())
+    inode = (two / "f").stat().st_ino
+    (one / "f").chmod(0o640)
+    os.utime(one / "f", ns=(1, 1_000_000_001))
+    until(lambda: (two / "f").stat().st_mtime_ns == 1_000_000_001)
+    assert (two / "f").stat().st_mode & 0o777 == 0o640
+    assert (two / "f").stat().st_ino == inode
+
+
+def test_two_mounts_of_one_bucket(bucket: str, mount: Mounter) -> None:
+    """What one does, the other sees: files, directories, renames, removals."""
+    one, two = mount(f"/{bucket}").path, mount(f"/{bucket}").path
+    (one / "d").mkdir()
+    until(lambda: (two / "d").is_dir())
+    (two / "d/f").write_bytes(b"from two")
+    until(lambda: content(one / "d/f") == b"from two")
+    (one / "d").rename(one / "e")
+    until(lambda: content(two / "e/f") == b"from two")
+    until(lambda: not (two / "d").exists())
+    (two / "e/f").unlink()
+    until(lambda: os.listdir(one / "e") == [])
+    (one / "e").rmdir()
+    until(lambda: os.listdir(two) == [])
+
+
+def test_exclusive_creation_between_two_mounts(bucket: str, mount: Mounter) -> None:
+    """Lock files work between machines: of two attempts at the same time exactly one succeeds, every time."""
+    roots = [mount(f"/{bucket}").path, mount(f"/{bucket}").path]
+    for number in range(20):
+        barrier = threading.Barrier(2)
+        won: list[Path] = []
+
+        def attempt(
+            root: Path, barrier: threading.Barrier = barrier, won: list[Path] = won, n: int = number
+        ) -> None:
+            barrier.wait()
+            try:
+                os.close(os.open(root / f"lock{n}", os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+            except FileExistsError:
+                return
+            won.append(root)
+
+        threads = [threading.Thread(target=attempt, args=(root,)) for root in roots]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert len(won) == 1
+
+
+def test_mkdir_between_two_mounts(bucket: str, mount: Mounter) -> None:
+    """mkdir is exclusive between machines too."""
+    roots = [mount(f"/{bucket}").path, mount(f"/{bucket}").path]
+    command = "for n in $(seq 30); do mkdir d$n 2>/dev/null && echo $n; done; true"
+    running = [
+        subprocess.Popen(["sh", "-c", command], cwd=root, stdout=subprocess.PIPE, text=True) for root in roots
+    ]
+    made = [number for process in running for number in process.communicate(timeout=60)[0].split()]
+    assert sorted(made, key=int) == [str(number) for number in range(1, 31)]
+
+
+def test_a_change_that_was_overtaken(bucket: str, mount: Mounter, client: Client) -> None:
+    """A change in the middle of a file that another client replaced meanwhile: ESTALE, and their content stays."""
+    mounted = mount(f"/{bucket}")
+    mounted.allow("replaced by somebody else|chunks of 'f' are gone")
+    mounted.allow_failed()
+    file = mounted.path / "f"
+    file.write_bytes(noise(200_000))
+    fd = os.open(file, os.O_RDWR)
+    os.pwrite(fd, b"mine", 1000)
+    client.put(bucket, "f", b"theirs")
+    with raises(errno.ESTALE):
+        os.close(fd)
+    until(lambda: content(file) == b"theirs")
+    assert client.read(bucket, "f") == b"theirs"
+    kept = mounted.failed()
+    assert [manifest["name"] for manifest in kept] == ["f"]
+    assert Path(kept[0]["data"]).read_bytes()[1000:1004] == b"mine"
+
+
+def test_a_replacement_wins_if_it_is_last(folder: Path, client: Client) -> None:
+    """A file written anew over one that another client put meanwhile replaces it."""
+    (folder / "f").write_bytes(b"old")
+    with opened(folder / "f", os.O_WRONLY | os.O_TRUNC) as fd:
+        os.write(fd, b"mine")
+        client.put(folder.name, "f", b"theirs")
+    assert client.read(folder.name, "f") == b"mine"
+    until(lambda: content(folder / "f") == b"mine")
+
+
+def test_listing_costs_no_request(fresh_server: Server, mount: Mounter) -> None:
+    """`ls -lR` and `find` of a loaded bucket send nothing to the server."""
+    client = fresh_server.client
+    client.create_bucket("loaded")
+    client.put_many("loaded", [f"d{number % 10}/e{number % 3}/f{number}" for number in range(500)])
+    mounted = mount(server=fresh_server)
+    assert len(run("find", mounted.path / "loaded", "-type", "f").stdout.splitlines()) == 500
+    # A new directory entry cache: the kernel asks again for everything.
+    time.sleep(0.3)
+    before = fresh_server.received()
+    for _ in range(3):
+        assert run("ls", "-lR", mounted.path / "loaded").stdout.count("\n") > 500
+        run("find", mounted.path / "loaded", "-newer", "/dev/null")
+        assert not (mounted.path / "loaded/missing").exists()
+    assert fresh_server.received() == before
+    assert mounted.finish() == []
+
+
+def test_an_idle_mount_is_quiet(fresh_server: Server, mount: Mounter) -> None:
+    """A loaded bucket that nobody uses sends nothing for some seconds: no polling."""
+    fresh_server.client.create_bucket("idle")
+    mounted = mount("/idle", server=fresh_server)
+    time.sleep(1)
+    before = fresh_server.received()
+    time.sleep(4)
+    assert fresh_server.received() - before <= 1
+    assert mounted.finish() == []
