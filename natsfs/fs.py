@@ -201,14 +201,15 @@ class FileSystem(pyfuse3.Operations):
         flags: FlagT,
         ctx: RequestContext,
     ) -> None:
-        if flags & ~pyfuse3.RENAME_NOREPLACE:
-            raise FUSEError(errno.EINVAL)  # as file systems answer that cannot exchange
+        if flags & ~(pyfuse3.RENAME_NOREPLACE | pyfuse3.RENAME_EXCHANGE):
+            raise FUSEError(errno.EINVAL)  # RENAME_WHITEOUT: only overlayfs asks for it
         await self._names.rename(
             self._inode(parent_inode_old),
             name_old,
             self._inode(parent_inode_new),
             name_new,
             replace_target=not flags & pyfuse3.RENAME_NOREPLACE,
+            exchange=bool(flags & pyfuse3.RENAME_EXCHANGE),
         )
 
     # --- attributes -------------------------------------------------------------------------------------------

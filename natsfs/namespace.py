@@ -136,7 +136,7 @@ class Namespace:
             gid = parent.attributes.gid
             if stat.S_ISDIR(mode):
                 mode |= stat.S_ISGID
-        return Attributes(mode, caller.uid, gid, rdev, now, now, now, now)
+        return Attributes(mode, caller.uid, gid, rdev, now, now, now, now, self._volume.inodes.fresh())
 
     def _empty(self, catalog: Bucket, name: str, attributes: dict[str, str]) -> Metadata:
         return Metadata(
@@ -180,7 +180,7 @@ class Namespace:
 
     def _marker(self, catalog: Bucket, node: Node) -> Metadata:
         """The marker that says about a directory what is known of it now."""
-        attributes = self.inode_of(node).attributes
+        attributes = catalog.attributes(node)
         if node.meta is not None:
             return replace(node.meta, attributes=attributes.encode(node.meta.attributes))
         return self._empty(catalog, marker_name(node.path()), attributes.encode(None))
@@ -214,10 +214,6 @@ class Namespace:
         if node.meta is None and not self._is_top(node) and not others(node, leaving):
             await self._mark(catalog, node)
 
-    def _touched(self, node: Node) -> None:
-        if node.bucket is not None:
-            node.bucket.touch(node, time.time_ns())
-
     # --- creating ---------------------------------------------------------------------------------------------
 
     async def create(self, parent: Inode, name: bytes, mode: int, flags: int, caller: Caller) -> Inode:
@@ -239,17 +235,14 @@ class Namespace:
             node = self._child(directory, name)
             if node is None:
                 raise refuse(errno.EIO, name)  # somebody else removed it already
-            self._touched(directory)
             return self.inode_of(node)
         node = catalog.add_node(directory, name, directory=False)
-        node.ino = self._volume.inodes.number(
-            catalog.name, catalog.identity.created, "F", "/".join(map(os.fsdecode, node.path()))
-        )
+        node.ino = attributes.ino
         inode = Inode(Ino(node.ino), catalog, node, attributes)
         inode.name = full_name
         node.inode = inode
         self._volume.inodes.add(inode)
-        self._touched(directory)
+        catalog.touch(directory, attributes.btime_ns)
         return inode
 
     async def mkdir(self, parent: Inode, name: bytes, mode: int, caller: Caller) -> Inode:
@@ -264,7 +257,6 @@ class Namespace:
         made = self._child(directory, name)
         if made is None:
             raise refuse(errno.EIO, name)
-        self._touched(directory)
         return self.inode_of(made)
 
     async def _make_bucket(self, name: bytes) -> Inode:
@@ -305,7 +297,6 @@ class Namespace:
         made = self._child(directory, name)
         if made is None:
             raise refuse(errno.EIO, name)
-        self._touched(directory)
         return self.inode_of(made)
 
     def readlink(self, inode: Inode) -> bytes:
@@ -341,7 +332,6 @@ class Namespace:
         async with self._publishing(found):
             await self._keep_directory(catalog, node, found)
             await self._remove(catalog, found)
-            self._touched(node)
 
     @asynccontextmanager
     async def _publishing(self, *nodes: Node | None) -> AsyncIterator[None]:
@@ -362,6 +352,7 @@ class Namespace:
                 # Nothing of it was ever committed; or it is gone already, which is what was asked for.
                 if node.parent is not None and self._child(node.parent, node.name) is node:
                     catalog.drop_node(node)
+                    catalog.touch(node.parent, time.time_ns())
                 return
             inode = node.inode
             async with self._changing(catalog) as operation:
@@ -384,7 +375,7 @@ class Namespace:
         """On a full bucket not even a tombstone has room: then the chunks that it would free go first."""
         expected = self._still(catalog, meta)
         try:
-            return await operation.publish(tombstone(meta), expected)
+            return await operation.publish(tombstone(meta, time.time_ns()), expected)
         except BucketFull:
             if not meta.size or catalog.subjects_of_nuid(meta.nuid) != [meta.subject]:
                 raise
@@ -392,7 +383,7 @@ class Namespace:
             if stored is None or stored.nuid != meta.nuid:
                 raise Conflict("the name was changed meanwhile", stored.seq if stored else 0) from None
             await self._volume.store.purge_chunks(catalog.name, meta.nuid)
-            return await operation.publish(tombstone(meta), expected)
+            return await operation.publish(tombstone(meta, time.time_ns()), expected)
 
     @staticmethod
     def _still(catalog: Bucket, meta: Metadata) -> int:
@@ -419,7 +410,6 @@ class Namespace:
         await self._keep_directory(catalog, node, found)
         if found.meta is not None:
             await self._remove_marker(catalog, found)
-        self._touched(node)
 
     async def _remove_marker(self, catalog: Bucket, node: Node) -> None:
         for _ in range(ATTEMPTS):
@@ -428,7 +418,8 @@ class Namespace:
                 return
             async with self._changing(catalog) as operation:
                 try:
-                    stored = await operation.publish(tombstone(meta), catalog.last_seq(meta.subject))
+                    grave = tombstone(meta, time.time_ns())
+                    stored = await operation.publish(grave, catalog.last_seq(meta.subject))
                 except Conflict:
                     pass
                 else:
@@ -454,9 +445,16 @@ class Namespace:
     # --- renaming ---------------------------------------------------------------------------------------------
 
     async def rename(
-        self, old_parent: Inode, old_name: bytes, new_parent: Inode, new_name: bytes, *, replace_target: bool
+        self,
+        old_parent: Inode,
+        old_name: bytes,
+        new_parent: Inode,
+        new_name: bytes,
+        *,
+        replace_target: bool = True,
+        exchange: bool = False,
     ) -> None:
-        """rename(2) inside a bucket, without copying. Raises EXDEV between buckets, and mv(1) copies then."""
+        """renameat2(2) inside a bucket, without copying. Raises EXDEV between buckets, and mv(1) copies then."""
         source_dir, target_dir = await self.directory(old_parent), await self.directory(new_parent)
         catalog = source_dir.bucket
         if catalog is None or target_dir.bucket is not catalog:
@@ -467,7 +465,21 @@ class Namespace:
         if source is None:
             raise refuse(errno.ENOENT, old_name)
         target = self._child(target_dir, new_name)
+        if exchange and target is None:
+            raise refuse(errno.ENOENT, new_name)
         if target is source:
+            return
+        self._volume.check_writable(catalog)
+        if target_dir.is_below(source):
+            raise refuse(errno.EINVAL, new_name)
+        if exchange:
+            assert target is not None
+            if source_dir.is_below(target):
+                raise refuse(errno.EINVAL, new_name)
+            if source.is_dir or target.is_dir:
+                await self._exchange_directories(catalog, source, target)
+            else:
+                await self._exchange_files(catalog, source, target)
             return
         if target is not None:
             if not replace_target:
@@ -478,24 +490,37 @@ class Namespace:
                 raise refuse(errno.EISDIR, new_name)
             if target.children:
                 raise refuse(errno.ENOTEMPTY, new_name)
-        self._volume.check_writable(catalog)
         if source.is_dir:
-            if target_dir.is_below(source):
-                raise refuse(errno.EINVAL, new_name)
             await self._rename_directory(catalog, source, target_dir, new_name, target)
         else:
             await self._rename_file(catalog, source, target_dir, new_name, replace_target)
-        self._touched(source_dir)
-        self._touched(target_dir)
 
+    @staticmethod
     def _renamed(
-        self, node: Node, meta: Metadata, name: str, subject: str, *, touch: bool = True
+        catalog: Bucket, node: Node, meta: Metadata, name: str, subject: str, now: int | None
     ) -> Metadata:
+        """The message under the new name; `now` is the time of the rename, None for what merely lies below it."""
         attributes = meta.attributes
-        if node.inode is not None and touch:
-            node.inode.attributes.ctime_ns = time.time_ns()
-            attributes = node.inode.attributes.encode(attributes)
+        if node.inode is not None or node.is_dir:
+            # What tombstones say of a directory's times lies under its old name; an object without a number gets one.
+            current = catalog.attributes(node)
+            if now is not None:
+                current = replace(current, ctime_ns=now, named_ns=now)
+            attributes = current.encode(attributes)
         return replace(meta, name=name, subject=subject, attributes=attributes, nuid=meta.nuid or new_nuid())
+
+    @staticmethod
+    def _stamp(node: Node, now: int) -> None:
+        """What `_renamed` has stored."""
+        if node.inode is not None:
+            node.inode.attributes.ctime_ns = node.inode.attributes.named_ns = now
+
+    async def _commit(self, *nodes: Node) -> None:
+        """A name that changes leads to what was written under it so far."""
+        for node in nodes:
+            file = self._files.get(node.inode) if node.inode is not None else None
+            if file is not None and file.needs_commit:
+                await file.commit()
 
     async def _rename_file(
         self, catalog: Bucket, node: Node, directory: Node, name: bytes, replace_target: bool
@@ -503,40 +528,151 @@ class Namespace:
         new_name = self._name(directory, name)
         if new_name.endswith("/"):
             raise refuse(errno.EINVAL, name)
-        file = self._files.get(node.inode) if node.inode is not None else None
-        if file is not None and file.needs_commit:
-            await file.commit()
+        await self._commit(node)
         source_dir = node.parent
         assert source_dir is not None
         async with self._publishing(node, self._child(directory, name)):
             await self._keep_directory(catalog, source_dir, node)
             for _ in range(ATTEMPTS):
-                old = node.meta
-                if self._child(source_dir, node.name) is not node or old is None:
+                old, inode = node.meta, node.inode
+                if self._child(source_dir, node.name) is not node or old is None or node.is_dir:
                     raise refuse(errno.ENOENT, node.name)
                 target = self._child(directory, name)
                 if target is not None and (target.is_dir or not replace_target):
                     raise refuse(errno.EISDIR if target.is_dir else errno.EEXIST, name)
                 subject = catalog.subject_of(new_name, target)
+                now = time.time_ns()
                 async with self._changing(catalog) as operation:
                     replaced = catalog.live(subject)
                     if replaced is not None and not replace_target:
                         raise refuse(errno.EEXIST, name)
                     try:
                         moved = await operation.publish(
-                            self._renamed(node, old, new_name, subject), catalog.last_seq(subject)
+                            self._renamed(catalog, node, old, new_name, subject, now),
+                            catalog.last_seq(subject),
                         )
                     except Conflict:
                         pass
                     else:
-                        buried = await self._bury(operation, catalog, old, moved, replaced)
-                        self._move_file(operation, catalog, node, directory, name, old, moved, buried)
+                        buried = await self._bury(operation, catalog, old, moved, replaced, now)
+                        replaced = catalog.live(subject)
+                        if catalog.rename(node, directory, name, moved, old.subject, buried.seq):
+                            self._stamp(node, now)
+                            catalog.touch(source_dir, now)
+                            catalog.touch(directory, now)
+                            if replaced is not None and replaced.nuid != moved.nuid:
+                                self._volume.discard(catalog, replaced, moved.seq)
+                        else:
+                            self._reapply(operation, inode, moved)
+                            operation.apply(buried)
+                            self._forget(directory, name)
                         return
                 await self._volume.refresh(catalog, subject)
             raise refuse(errno.EBUSY, name)
 
+    @staticmethod
+    def _reapply(operation: Operation, inode: Inode | None, moved: Metadata) -> None:
+        """Somebody else's news came between: the tree follows the messages, and `inode` the one that is its own."""
+        if inode is not None and inode.node is not None:
+            inode.node.inode = None
+            inode.node = None
+        operation.apply(moved, inode)
+
+    async def _exchange_files(self, catalog: Bucket, one: Node, two: Node) -> None:
+        """Each name gets the other's object; a third name holds one of them meanwhile, so that none is ever without.
+
+        Whoever reads one of the names, here or elsewhere, finds one of the two objects at any time.
+        """
+        await self._commit(one, two)
+        async with self._publishing(one, two):
+            for _ in range(ATTEMPTS):
+                first, second = one.meta, two.meta
+                inodes = one.inode, two.inode
+                for node, meta in ((one, first), (two, second)):
+                    if meta is None or node.is_dir or catalog.find(node.path()) is not node:
+                        raise refuse(errno.ENOENT, node.name)
+                assert first is not None
+                assert second is not None
+                if first.name.endswith("/") or second.name.endswith("/"):
+                    raise refuse(errno.EINVAL, two.name)  # without content it would be a directory's marker
+                assert one.parent is not None
+                now = time.time_ns()
+                aside = self._aside(catalog, one.parent, second)
+                async with self._changing(catalog) as operation:
+                    parked = await operation.publish(aside, 0)
+                    try:
+                        to_two = await operation.publish(
+                            self._renamed(catalog, one, first, second.name, second.subject, now),
+                            self._still(catalog, second),
+                        )
+                    except Conflict:
+                        operation.apply(await operation.publish(tombstone(parked), parked.seq))
+                    else:
+                        try:
+                            to_one = await operation.publish(
+                                self._renamed(catalog, two, second, first.name, first.subject, now),
+                                self._still(catalog, first),
+                            )
+                        except Conflict:
+                            # Whoever replaced the first name's object has purged its chunks.
+                            await operation.publish(second, to_two.seq)
+                            await operation.publish(tombstone(parked), parked.seq)
+                            raise refuse(errno.ESTALE, one.name) from None
+                        gone = await operation.publish(tombstone(parked), parked.seq)
+                        if catalog.exchange(one, two, to_two, to_one):
+                            self._stamp(one, now)
+                            self._stamp(two, now)
+                            for node in (one, two):
+                                assert node.parent is not None
+                                catalog.touch(node.parent, now)
+                        else:
+                            for inode, meta in zip(inodes, (to_two, to_one), strict=True):
+                                self._reapply(operation, inode, meta)
+                        operation.apply(gone)
+                        return
+                await self._volume.refresh(catalog, second.subject)
+                await self._volume.refresh(catalog, first.subject)
+            raise refuse(errno.EBUSY, two.name)
+
+    @staticmethod
+    def _aside_name() -> bytes:
+        return b".natsfs-exchange-" + new_nuid().encode()
+
+    def _aside(self, catalog: Bucket, directory: Node, meta: Metadata) -> Metadata:
+        """`meta` under a name that nobody has."""
+        name = self._name(directory, self._aside_name())
+        return replace(meta, name=name, subject=catalog.subject_prefix() + encode_subject(name))
+
+    async def _exchange_directories(self, catalog: Bucket, one: Node, two: Node) -> None:
+        """Where a directory takes part there are many names to change: three renames, taken back if one fails."""
+        assert one.parent is not None
+        assert two.parent is not None
+        here, there = (one.parent, one.name), (two.parent, two.name)
+        steps = [(one, here, (one.parent, self._aside_name())), (two, there, here), (one, here, there)]
+        done: list[tuple[Node, Node, bytes]] = []
+        try:
+            for node, origin, place in steps:
+                await self._move(catalog, node, *place)
+                done.append((node, *origin))
+        except (OSError, StoreError):
+            for node, directory, name in reversed(done):
+                await self._move(catalog, node, directory, name)
+            raise
+
+    async def _move(self, catalog: Bucket, node: Node, directory: Node, name: bytes) -> None:
+        if node.is_dir:
+            await self._rename_directory(catalog, node, directory, name, None)
+        else:
+            await self._rename_file(catalog, node, directory, name, replace_target=False)
+
     async def _bury(
-        self, operation: Operation, catalog: Bucket, old: Metadata, moved: Metadata, replaced: Metadata | None
+        self,
+        operation: Operation,
+        catalog: Bucket,
+        old: Metadata,
+        moved: Metadata,
+        replaced: Metadata | None,
+        now: int,
     ) -> Metadata:
         """The new name is published: now the old one gets its tombstone, if it is still the version that was moved.
 
@@ -546,7 +682,7 @@ class Namespace:
         expected = old.seq
         for _ in range(ATTEMPTS):
             try:
-                buried = await operation.publish(tombstone(old), expected)
+                buried = await operation.publish(tombstone(old, now), expected)
             except Conflict:
                 await self._volume.refresh(catalog, old.subject)
             except StoreError:
@@ -554,10 +690,10 @@ class Namespace:
                 raise
             else:
                 return buried
-            now = catalog.live(old.subject)
-            if now is None or now.nuid != old.nuid:
+            current = catalog.live(old.subject)
+            if current is None or current.nuid != old.nuid:
                 break
-            expected = now.seq  # only its attributes have changed
+            expected = current.seq  # only its attributes have changed
         try:
             back = await operation.publish(tombstone(moved) if replaced is None else replaced, moved.seq)
         except StoreError:
@@ -565,39 +701,6 @@ class Namespace:
             raise
         operation.apply(back)
         raise refuse(errno.ESTALE if catalog.live(old.subject) is not None else errno.ENOENT)
-
-    def _move_file(
-        self,
-        operation: Operation,
-        catalog: Bucket,
-        node: Node,
-        directory: Node,
-        name: bytes,
-        old: Metadata,
-        moved: Metadata,
-        buried: Metadata,
-    ) -> None:
-        """Both messages of a rename are stored: the tree follows, unless somebody else's news for it came between."""
-        target, replaced = self._child(directory, name), catalog.live(moved.subject)
-        if (
-            catalog.can_restate(moved, old.subject, buried.seq)
-            and catalog.find(directory.path()) is directory
-            and catalog.find(node.path()) is node
-            and (target is None or not target.is_dir)
-        ):
-            if target is not None:
-                catalog.drop_node(target)
-            catalog.move(node, directory, name)
-            catalog.restate(node, moved, old.subject, buried.seq)
-            if replaced is not None and replaced.nuid != moved.nuid:
-                self._volume.discard(catalog, replaced, moved.seq)
-            return
-        inode, node.inode = node.inode, None
-        if inode is not None:
-            inode.node = None
-        operation.apply(moved, inode)
-        operation.apply(buried)
-        self._forget(directory, name)
 
     def _forget(self, directory: Node, name: bytes) -> None:
         if directory.inode is not None:
@@ -616,6 +719,7 @@ class Namespace:
         async with volume.mounted_of(catalog).names.exclusive(), volume.operation(catalog) as operation:
             await self._keep_directory_locked(operation, catalog, source_dir, node)
             old_path, new_path = node.path(), (*directory.path(), name)
+            now = time.time_ns()
             if node.meta is None:
                 marker = self._marker(catalog, node)
                 operation.apply(await operation.publish(marker, catalog.last_seq(marker.subject)))
@@ -626,7 +730,7 @@ class Namespace:
                 to = (*new_path, *entry.path()[len(old_path) :])
                 new_name = marker_name(to) if entry.is_dir else object_name(to)
                 subject = catalog.subject_prefix() + encode_subject(new_name)
-                new = self._renamed(entry, old, new_name, subject, touch=entry is node)
+                new = self._renamed(catalog, entry, old, new_name, subject, now if entry is node else None)
                 moves.append((entry, old, new))
 
             published: dict[Node, Metadata] = {}
@@ -649,7 +753,8 @@ class Namespace:
             async def bury(entry: Node, old: Metadata) -> None:
                 # On a conflict somebody changed the old name in this moment: it stays, as theirs.
                 with suppress(Conflict):
-                    buried[entry] = await operation.publish(tombstone(old), self._still(catalog, old))
+                    grave = tombstone(old, now if entry is node else None)
+                    buried[entry] = await operation.publish(grave, self._still(catalog, old))
 
             await pipelined(partial(bury, entry, old) for entry, old, _ in moves)
             target = self._child(directory, name)
@@ -671,6 +776,9 @@ class Namespace:
                 for entry in local_only(node):
                     assert entry.inode is not None
                     entry.inode.name = object_name(entry.path())
+                self._stamp(node, now)
+                catalog.touch(source_dir, now)
+                catalog.touch(directory, now)
                 return
             # Somebody else changed something below one of the two names: entry by entry, as if others had renamed them.
             for entry, _old, _ in moves:

@@ -12,7 +12,7 @@ from typing import Final
 _TIME = re.compile(
     r"(\d{4})-(\d\d)-(\d\d)[Tt ](\d\d):(\d\d):(\d\d)(?:\.(\d{1,9})\d*)?(?:[Zz]|([+-])(\d\d):?(\d\d))"
 )
-OWN_KEYS: Final = ("mode", "uid", "gid", "rdev", "atime", "mtime", "ctime", "btime")
+OWN_KEYS: Final = ("mode", "uid", "gid", "rdev", "atime", "mtime", "ctime", "btime", "named", "ino")
 SYMLINK_KEY: Final = "symlink"
 # Only these can follow one another in the mode of something that a directory lists.
 _TYPES: Final = frozenset(
@@ -50,12 +50,12 @@ def format_time(time_ns: int) -> str:
     )
 
 
-def _number(values: Mapping[str, str], key: str, base: int) -> int | None:
+def _number(values: Mapping[str, str], key: str, base: int, bits: int = 32) -> int | None:
     try:
         number = int(values[key], base)
     except (KeyError, ValueError):
         return None
-    return number if 0 <= number < 1 << 32 else None
+    return number if 0 <= number < 1 << bits else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +70,11 @@ class Defaults:
 
 @dataclass(slots=True)
 class Attributes:
-    """What stat(2) tells of an inode beside its size. Times are in nanoseconds since the epoch."""
+    """What stat(2) tells of an inode beside its size. Times are in nanoseconds since the epoch.
+
+    `ino` is the number that the object keeps through renames, new content and remounts, 0 if none is stored.
+    `named_ns` is the time of its last rename, 0 if there was none: with the birth it says when its directory changed.
+    """
 
     mode: int
     uid: int
@@ -80,6 +84,8 @@ class Attributes:
     mtime_ns: int
     ctime_ns: int
     btime_ns: int
+    ino: int = 0
+    named_ns: int = 0
 
     @classmethod
     def decode(
@@ -113,6 +119,8 @@ class Attributes:
             mtime,
             time_ns if times["ctime"] is None else times["ctime"],
             time_ns if times["btime"] is None else times["btime"],
+            _number(values, "ino", 10, 63) or 0,
+            parse_time(values.get("named", "")) or 0,
         )
 
     def encode(self, values: Mapping[str, str] | None) -> dict[str, str]:
@@ -127,4 +135,20 @@ class Attributes:
         encoded["mtime"] = format_time(self.mtime_ns)
         encoded["ctime"] = format_time(self.ctime_ns)
         encoded["btime"] = format_time(self.btime_ns)
+        if self.named_ns:
+            encoded["named"] = format_time(self.named_ns)
+        if self.ino:
+            encoded["ino"] = str(self.ino)
         return encoded
+
+
+def named_ns(values: Mapping[str, str] | None) -> int | None:
+    """When an object came under its name, by what its map says: its last rename, else its birth."""
+    values = values or {}
+    named = parse_time(values.get("named", ""))
+    return parse_time(values.get("btime", "")) if named is None else named
+
+
+def removed_ns(values: Mapping[str, str] | None) -> int | None:
+    """When the name of a tombstone was removed, by what its map says."""
+    return parse_time((values or {}).get("ctime", ""))

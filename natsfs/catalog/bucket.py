@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from natsfs.catalog.attributes import SYMLINK_KEY, Attributes, Defaults, parse_time
+from natsfs.catalog.attributes import SYMLINK_KEY, Attributes, Defaults, named_ns, parse_time, removed_ns
 from natsfs.catalog.inodes import (
     ROOT_INO,
     AttributesChanged,
@@ -76,6 +76,7 @@ class Bucket:
         self._unseen: set[str] = set()
         self._void = False
         self._pending: dict[str, Metadata | None] = {}
+        self._removals: list[Metadata] = []  # tombstones of a listing: the directory may follow behind them
         self._listed_seq = 0
         self.watched_seq = 0  # everything up to this stream sequence has been taken in
 
@@ -138,11 +139,11 @@ class Bucket:
         """The inode of a node, made if there is none. The caller accounts for the reference."""
         if node.inode is not None:
             return node.inode
+        attributes = self._attributes(node)
         if not node.ino or self._inodes.knows(node.ino):
-            kind = "D" if node.is_dir else "F"
-            name = b"/".join(node.path()).decode("utf-8", "surrogateescape")
-            node.ino = self._inodes.number(self.name, self.identity.created, kind, name)
-        inode = Inode(Ino(node.ino), self, node, self._attributes(node))
+            node.ino = self._number(node, attributes)
+        attributes.ino = attributes.ino or self._number(node, attributes)
+        inode = Inode(Ino(node.ino), self, node, attributes)
         if not node.is_dir and node.meta is not None:
             inode.meta = node.meta
             inode.name = node.meta.name
@@ -151,6 +152,24 @@ class Bucket:
         node.inode = inode
         return inode
 
+    def attributes(self, node: Node) -> Attributes:
+        """What to store for a node: what its inode says, where the kernel knows it."""
+        if node.inode is not None:
+            return node.inode.attributes
+        attributes = self._attributes(node)
+        attributes.ino = attributes.ino or self._number(node, attributes)
+        return attributes
+
+    def _number(self, node: Node, attributes: Attributes) -> Ino:
+        """The number that the object carries, unless somebody has it; else one that follows from name and version."""
+        if attributes.ino > ROOT_INO and not self._inodes.knows(attributes.ino):
+            return Ino(attributes.ino)
+        name = b"/".join(node.path()).decode("utf-8", "surrogateescape")
+        if node.is_dir:
+            return self._inodes.number(self.name, self.identity.created, "D", name)
+        nuid = node.meta.nuid if node.meta is not None else ""
+        return self._inodes.number(self.name, self.identity.created, "F", name, nuid)
+
     def _attributes(self, node: Node) -> Attributes:
         meta = node.meta
         if node.is_dir:
@@ -158,9 +177,9 @@ class Bucket:
             attributes = Attributes.decode(
                 meta.attributes if meta is not None else None, S_IFDIR, time_ns, self._defaults
             )
-            if meta is not None and node.event_ns > meta.time_ns:
-                attributes.mtime_ns = node.event_ns
-                attributes.ctime_ns = max(attributes.ctime_ns, node.event_ns)
+            # Whoever set the marker's times knew of what had happened before.
+            if meta is not None and node.event_ns > attributes.ctime_ns:
+                attributes.mtime_ns = attributes.ctime_ns = node.event_ns
             return attributes
         assert meta is not None
         if meta.link is not None:
@@ -178,10 +197,8 @@ class Bucket:
     def touch(self, directory: Node, time_ns: int) -> None:
         """An entry of `directory` came or went."""
         directory.event_ns = max(directory.event_ns, time_ns)
-        if directory.inode is not None:
-            attributes = directory.inode.attributes
-            attributes.mtime_ns = max(attributes.mtime_ns, time_ns)
-            attributes.ctime_ns = max(attributes.ctime_ns, time_ns)
+        if directory.inode is not None and time_ns > directory.inode.attributes.ctime_ns:
+            directory.inode.attributes.mtime_ns = directory.inode.attributes.ctime_ns = time_ns
 
     # --- own operations ---------------------------------------------------------------------------------------
 
@@ -221,6 +238,11 @@ class Bucket:
             effects += self.purged(subject)
         self._unseen = set()
         self._void = False
+        for meta in self._removals:
+            parent = self.find(path_of(meta.name.removesuffix("/") or "/")[:-1])
+            if parent is not None and parent.is_dir:
+                self.touch(parent, self._entry_time(meta))
+        self._removals = []
         self.loaded = True
         self.watched_seq = max(self.watched_seq, self._listed_seq)
         return effects
@@ -255,12 +277,14 @@ class Bucket:
             self._drop_nuid(old)
             if meta.deleted or old.name != meta.name or old.is_marker != meta.is_marker:
                 self._subjects[subject] = meta.seq
-                self._unbind(old, meta.time_ns, effects)
+                self._unbind(old, self._entry_time(meta), effects)
         if meta.deleted:
             self._subjects[subject] = meta.seq
+            if not self.loaded:
+                self._removals.append(meta)
             node = self.file_node(meta.name) if old is None and not meta.name.endswith("/") else None
             if node is not None and node.parent is not None and node.meta is None and node.inode is None:
-                self._remove(node, meta.time_ns, effects)
+                self._remove(node, self._entry_time(meta), effects)
         else:
             self._subjects[subject] = meta
             if meta.nuid:
@@ -292,9 +316,9 @@ class Bucket:
     def _bind(self, meta: Metadata, inode: Inode | None, effects: list[Effect]) -> None:
         if meta.is_marker:
             if meta.name.strip("/"):
-                node = self._make_directory(path_of(meta.name[:-1]), meta.time_ns, effects)
+                node = self._make_directory(path_of(meta.name[:-1]), self._entry_time(meta), effects)
             else:
-                node = self._make_directory(path_of(meta.name)[:-1], meta.time_ns, effects)
+                node = self._make_directory(path_of(meta.name)[:-1], self._entry_time(meta), effects)
             if self._is_shadow(node.meta, meta):
                 return
             node.meta = meta
@@ -303,7 +327,7 @@ class Bucket:
                 effects.append(AttributesChanged(node.inode.ino))
             return
         path = path_of(meta.name)
-        parent = self._make_directory(path[:-1], meta.time_ns, effects)
+        parent = self._make_directory(path[:-1], self._entry_time(meta), effects)
         assert parent.children is not None
         name = path[-1]
         found = parent.children.get(name)
@@ -351,13 +375,14 @@ class Bucket:
             if not shadowed:
                 del self._shadowed[key]
 
-    def _entry_time(self, meta: Metadata) -> int:
-        """When the entry came into its directory: in a listing the time of its birth, else of the message."""
-        if not self.loaded and meta.attributes:
-            born = parse_time(meta.attributes.get("btime", ""))
-            if born is not None:
-                return min(born, meta.time_ns)
-        return meta.time_ns
+    def _has_shadows(self, meta: Metadata | None) -> bool:
+        return meta is not None and (meta.name, meta.is_marker) in self._shadowed
+
+    @staticmethod
+    def _entry_time(meta: Metadata) -> int:
+        """When the name came into its directory, or left it: what natsfs noted, else the time of the message."""
+        noted = removed_ns(meta.attributes) if meta.deleted else named_ns(meta.attributes)
+        return meta.time_ns if noted is None else noted
 
     def _replace(self, node: Node, meta: Metadata, inode: Inode | None, effects: list[Effect]) -> None:
         old = node.inode
@@ -381,10 +406,7 @@ class Bucket:
         if old is not None:
             old.node = None
             node.inode = None
-        if old is not None or node.ino:
-            node.ino = self._inodes.number(
-                self.name, self.identity.created, "F", meta.name, meta.nuid, meta.seq
-            )
+        node.ino = 0
         effects.append(self._entry(node.parent, node.name))
 
     def _attach(self, node: Node, inode: Inode, meta: Metadata) -> None:
@@ -519,7 +541,12 @@ class Bucket:
 
     def can_restate(self, meta: Metadata, old_subject: str, tombstone_seq: int) -> bool:
         """Whether nobody's newer message for either name of a rename has arrived."""
-        return self.last_seq(meta.subject) < meta.seq and self.last_seq(old_subject) < tombstone_seq
+        return self._can_take_over(meta) and self.last_seq(old_subject) < tombstone_seq
+
+    def _can_take_over(self, meta: Metadata) -> bool:
+        """Whether `meta` is the newest message of its subject, which holds no object of another name."""
+        there = self.live(meta.subject)
+        return self.last_seq(meta.subject) < meta.seq and (there is None or there.name == meta.name)
 
     def move(self, node: Node, parent: Node, name: bytes) -> None:
         """Give a node a new place; what was there has been dropped before. Messages follow with `restate`."""
@@ -533,6 +560,67 @@ class Bucket:
         parent.children[name] = node
         parent.subdirs += node.is_dir
 
+    def rename(
+        self, node: Node, directory: Node, name: bytes, meta: Metadata, old_subject: str, tombstone_seq: int
+    ) -> bool:
+        """Both messages of a file's rename are stored: move its node, with its inode, to its new place.
+
+        False, and nothing is changed, if somebody else's news for one of the two names came between; the caller applies
+        the two messages one by one then.
+        """
+        target = self.child(directory, name)
+        if (
+            not self.can_restate(meta, old_subject, tombstone_seq)
+            # An object below the old name makes a directory of the node.
+            or node.is_dir
+            or self.find(node.path()) is not node
+            or self.find(directory.path()) is not directory
+            or (target is not None and target.is_dir)
+            # Where a name has two spellings, what appears behind it is the messages' affair.
+            or self._has_shadows(node.meta)
+            or self._has_shadows(meta)
+        ):
+            return False
+        if target is not None:
+            self.drop_node(target)
+        self.move(node, directory, name)
+        return self.restate(node, meta, old_subject, tombstone_seq)
+
+    def exchange(self, one: Node, two: Node, to_two: Metadata, to_one: Metadata) -> bool:
+        """Both messages of an exchange of files are stored: `one` is the object of `to_two`, `two` that of `to_one`.
+
+        False, and nothing is changed, if somebody else's news for one of the names came between.
+        """
+        if (
+            not self._can_take_over(to_two)
+            or not self._can_take_over(to_one)
+            or any(node.is_dir or self.find(node.path()) is not node for node in (one, two))
+            or self._has_shadows(to_two)
+            or self._has_shadows(to_one)
+        ):
+            return False
+        places = [(node.parent, node.name) for node in (two, one)]
+        for node, (parent, name), meta in zip((one, two), places, (to_two, to_one), strict=True):
+            assert parent is not None
+            assert parent.children is not None
+            node.parent, node.name = parent, name
+            parent.children[name] = node
+            self._take_over(node, meta)
+        return True
+
+    def _take_over(self, node: Node, meta: Metadata) -> None:
+        """`meta` replaces what its subject held, and is the object of `node`."""
+        replaced = self.live(meta.subject)
+        if replaced is not None:
+            self._drop_nuid(replaced)
+        self._subjects[meta.subject] = meta
+        if meta.nuid:
+            self._by_nuid.setdefault(meta.nuid, []).append(meta.subject)
+        node.meta = meta
+        if node.inode is not None and not node.is_dir:
+            node.inode.meta = meta
+            node.inode.name = meta.name
+
     def restate(self, node: Node, meta: Metadata, old_subject: str, tombstone_seq: int) -> bool:
         """After a rename: `node` is now the object of `meta`, and its old subject holds a tombstone.
 
@@ -545,16 +633,7 @@ class Bucket:
         if old is not None:
             self._drop_nuid(old)
         self._subjects[old_subject] = tombstone_seq
-        replaced = self.live(meta.subject)
-        if replaced is not None:
-            self._drop_nuid(replaced)
-        self._subjects[meta.subject] = meta
-        if meta.nuid:
-            self._by_nuid.setdefault(meta.nuid, []).append(meta.subject)
-        node.meta = meta
-        if node.inode is not None and not node.is_dir:
-            node.inode.meta = meta
-            node.inode.name = meta.name
+        self._take_over(node, meta)
         return True
 
 

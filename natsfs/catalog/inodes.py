@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import secrets
 import stat
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NewType
@@ -154,6 +155,13 @@ class InodeTable:
             if number > ROOT_INO and number not in self._inodes:
                 return Ino(number)
             salt += 1
+
+    def fresh(self) -> Ino:
+        """A number for something new."""
+        while True:
+            number = secrets.randbits(63)
+            if number > ROOT_INO and number not in self._inodes:
+                return Ino(number)
 
     def add(self, inode: Inode) -> None:
         assert inode.ino not in self._inodes

@@ -9,6 +9,8 @@ import stat
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
+from natsfs.catalog.attributes import format_time
+
 _NUID_DIGITS: Final = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 NUID_LENGTH: Final = 22
 # What may stand in a chunk subject. Anything else is never purged by: a wildcard would take all chunks along.
@@ -193,8 +195,8 @@ def _is_utf8(meta: Metadata) -> bool:
     return True
 
 
-def tombstone(meta: Metadata) -> Metadata:
-    """What marks the name of `meta` as deleted.
+def tombstone(meta: Metadata, time_ns: int | None = None) -> Metadata:
+    """What marks the name of `meta` as deleted, at `time_ns`: the directory's time of change, after a remount too.
 
     It carries a nuid of its own: most clients purge the nuid of a tombstone when the name is used again, and after
     a rename that would be the live object's.
@@ -209,6 +211,6 @@ def tombstone(meta: Metadata) -> Metadata:
         link=None,
         description=None,
         headers=None,
-        attributes=None,
+        attributes=None if time_ns is None else {"ctime": format_time(time_ns)},
         other=None,
     )

@@ -210,23 +210,12 @@ class BucketMachine(RuleBasedStateMachine):
         buried = self.publish(tombstone(old)) if self.bucket.last_seq(old.subject) == old.seq else None
         if echo == 1:
             self.deliver(len(self.queue))
-        now = self.bucket.child(directory, path[-1])
+        inode = node.inode
         if (
             buried is not None
-            and self.bucket.can_restate(moved, old.subject, buried.seq)
-            and self.bucket.find(path[:-1]) is directory
-            and self.bucket.find(node.path()) is node
-            and (now is None or not now.is_dir)
-            # Where names have two spellings, the shadows are the messages' affair.
-            and not self.shadowed(old.name)
-            and not self.shadowed(to)
             and self.stays(node.parent, node)
+            and self.bucket.rename(node, directory, path[-1], moved, old.subject, buried.seq)
         ):
-            inode = node.inode
-            if now is not None:
-                self.bucket.drop_node(now)
-            self.bucket.move(node, directory, path[-1])
-            assert self.bucket.restate(node, moved, old.subject, buried.seq)
             assert node.inode is inode, "a rename keeps the inode"
         else:
             self.check(self.bucket.apply(moved))
@@ -239,16 +228,48 @@ class BucketMachine(RuleBasedStateMachine):
             if message is not None and message.op is not None:
                 self.end(message.op)
 
+    @rule(pick=st.integers(0, 99), other=st.integers(0, 99), echo=st.integers(0, 2))
+    def own_exchange(self, pick: int, other: int, echo: int) -> None:
+        files = sorted(path for path in actual_tree(self.bucket) if not self.node(path).is_dir)
+        if len(files) < 2 or pick % len(files) == other % len(files):
+            return
+        one, two = self.node(files[pick % len(files)]), self.node(files[other % len(files)])
+        first, second = one.meta, two.meta
+        assert first is not None
+        assert second is not None
+        if first.name.endswith("/") or second.name.endswith("/"):
+            return
+        to_two = self.publish(replace(first, name=second.name, subject=second.subject))
+        if to_two is None:
+            return
+        if echo == 0:
+            self.deliver(len(self.queue))
+        to_one = self.publish(replace(second, name=first.name, subject=first.subject))
+        if echo == 1:
+            self.deliver(len(self.queue))
+        inodes = one.inode, two.inode
+        if to_one is not None and self.bucket.exchange(one, two, to_two, to_one):
+            assert (one.inode, two.inode) == inodes, "an exchange keeps the inodes"
+            assert self.bucket.file_node(first.name) is two
+            assert self.bucket.file_node(second.name) is one
+        else:
+            self.check(self.bucket.apply(to_two))
+            if to_one is not None:
+                self.check(self.bucket.apply(to_one))
+        for message in (to_two, to_one):
+            if message is not None:
+                self.note(message)
+                assert message.op is not None
+                self.end(message.op)
+
     def stays(self, directory: Node | None, leaving: Node) -> bool:
         """Whether a directory exists without an entry; where it would not, a rename writes its marker first."""
         assert directory is not None
-        assert directory.children is not None
         if directory is self.bucket.root or directory.meta is not None:
             return True
+        if directory.children is None:
+            return False  # its last entry went meanwhile, and an object of its name took its place
         return any(child is not leaving and name != SELF for name, child in directory.children.items())
-
-    def shadowed(self, name: str) -> bool:
-        return sum(not isinstance(meta, int) and meta.name == name for meta in self.known.values()) > 1
 
     # --- loading again ---
 
