@@ -122,6 +122,8 @@ class FileSystem(pyfuse3.Operations):
         else:
             entry.st_nlink = 0 if inode.unlinked else 1
             entry.st_size = inode.size
+            if stat.S_ISLNK(attributes.mode):
+                entry.st_size = len(self._names.link_text(inode))
             entry.st_blocks = (inode.size + 511) // 512 if stat.S_ISREG(attributes.mode) else 0
         return entry
 
@@ -174,7 +176,7 @@ class FileSystem(pyfuse3.Operations):
 
     @answered
     async def readlink(self, inode: InodeT, ctx: RequestContext) -> FileNameT:
-        return FileNameT(self._names.readlink(self._inode(inode)))
+        return FileNameT(await self._names.readlink(self._inode(inode)))
 
     @answered
     async def link(

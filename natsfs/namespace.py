@@ -20,7 +20,7 @@ import trio
 from natsfs.catalog.attributes import SYMLINK_KEY, Attributes
 from natsfs.catalog.bucket import Bucket
 from natsfs.catalog.inodes import EntryChanged, Ino, Inode, Node
-from natsfs.catalog.metadata import Metadata, new_nuid, tombstone
+from natsfs.catalog.metadata import Link, Metadata, new_nuid, tombstone
 from natsfs.errors import BucketExists, BucketFull, Conflict, StoreError
 from natsfs.files.file import ATTEMPTS, EMPTY_DIGEST
 from natsfs.files.files import Files
@@ -281,11 +281,52 @@ class Namespace:
         return await self._make_special(parent, name, mode, rdev, caller, {})
 
     async def symlink(self, parent: Inode, name: bytes, target: bytes, caller: Caller) -> Inode:
+        """A link to an object or a bucket of the mount is one that every NATS client follows; the text is kept, too."""
+        link = await self._linked(await self.directory(parent), target)
         text = target.decode("utf-8", "surrogateescape")
-        return await self._make_special(parent, name, stat.S_IFLNK | 0o777, 0, caller, {SYMLINK_KEY: text})
+        return await self._make_special(
+            parent, name, stat.S_IFLNK | 0o777, 0, caller, {SYMLINK_KEY: text}, link
+        )
+
+    async def _linked(self, directory: Node, target: bytes) -> Link | None:
+        """The object or bucket that `target` leads to from `directory`, without any other link on the way."""
+        volume = self._volume
+        node = directory
+        if target.startswith(b"/"):
+            inside = os.fsencode(volume.config.mountpoint).rstrip(b"/") + b"/"
+            if not (target + b"/").startswith(inside):
+                return None
+            node, target = volume.root, target[len(inside) :]
+        for part in target.split(b"/"):
+            if not node.is_dir:
+                return None
+            if part in (b"", b"."):
+                continue
+            found = node.parent if part == b".." else self._child(node, part)
+            if found is None or (part == b".." and node is volume.root):
+                return None
+            node = found
+            if node.bucket is None and node is not volume.root:
+                node = (await volume.load(volume.buckets[node.name.decode()])).root
+        if node.is_dir:
+            return (
+                Link(node.bucket.name, "") if node.bucket is not None and node is node.bucket.root else None
+            )
+        assert node.bucket is not None
+        meta = node.meta
+        if meta is None or not stat.S_ISREG(node.bucket.attributes(node).mode):
+            return None
+        return Link(meta.bucket, meta.name)
 
     async def _make_special(
-        self, parent: Inode, name: bytes, mode: int, rdev: int, caller: Caller, more: dict[str, str]
+        self,
+        parent: Inode,
+        name: bytes,
+        mode: int,
+        rdev: int,
+        caller: Caller,
+        more: dict[str, str],
+        link: Link | None = None,
     ) -> Inode:
         catalog, directory, full_name = await self._place(parent, name)
         if self._child(directory, name) is not None:
@@ -293,28 +334,54 @@ class Namespace:
         if full_name.endswith("/"):
             raise refuse(errno.EINVAL, name)
         attributes = self._new_attributes(parent, mode, caller, rdev)
-        await self._create(catalog, self._empty(catalog, full_name, attributes.encode(None) | more))
+        meta = self._empty(catalog, full_name, attributes.encode(None) | more)
+        await self._create(catalog, meta if link is None else replace(meta, link=link, digest=None))
         made = self._child(directory, name)
         if made is None:
             raise refuse(errno.EIO, name)
         return self.inode_of(made)
 
-    def readlink(self, inode: Inode) -> bytes:
+    async def readlink(self, inode: Inode) -> bytes:
         """The text of a symbolic link; of another client's link the way to its target inside the mount."""
         meta = inode.meta
         if meta is None or not stat.S_ISLNK(inode.attributes.mode):
             raise refuse(errno.EINVAL)
-        text = (meta.attributes or {}).get(SYMLINK_KEY)
-        if text is not None or meta.link is None:
+        mounted = (
+            self._volume.buckets.get(meta.link.bucket) if self._may_be_whole(meta) and meta.link else None
+        )
+        if mounted is not None:
+            with suppress(StoreError):
+                await self._volume.load(mounted)
+        return self.link_text(inode)
+
+    @staticmethod
+    def _may_be_whole(meta: Metadata) -> bool:
+        """The .NET client writes the link's own name into a link to a whole bucket."""
+        return meta.link is not None and meta.link.name == meta.name
+
+    def link_text(self, inode: Inode) -> bytes:
+        """What `readlink` gives, as far as it is known without waiting."""
+        meta = inode.meta
+        text = (meta.attributes or {}).get(SYMLINK_KEY) if meta is not None else None
+        if meta is None or text is not None or meta.link is None:
             return (text or "").encode("utf-8", "surrogateescape")
-        depth = len(inode.node.path()) - 1 if inode.node is not None else 0
-        target = path_of(meta.link.name) if meta.link.name else ()
-        if self._volume.config.bucket is None:
-            parts: Path = (*[b".."] * (depth + 1), meta.link.bucket.encode(), *target)
-        elif meta.link.bucket == self._volume.config.bucket:
-            parts = (*[b".."] * depth, *target)
+        link = meta.link
+        mounted = self._volume.buckets.get(link.bucket)
+        catalog = mounted.catalog if mounted is not None else None
+        found = catalog.file_node(link.name) if catalog is not None and link.name else None
+        if not link.name or (self._may_be_whole(meta) and (found is None or found.inode is inode)):
+            target: Path = ()
         else:
-            parts = (b"..",) * (depth + 1) + (meta.link.bucket.encode(), *target)
+            target = path_of(link.name) if found is None else found.path()
+        here = inode.node.path()[:-1] if inode.node is not None else ()
+        if link.bucket != meta.bucket:
+            # Only where all buckets are mounted does this lead to another one.
+            parts: Path = (*[b".."] * (len(here) + 1), link.bucket.encode(), *target)
+        else:
+            common = 0
+            while common < min(len(here), len(target) - 1) and here[common] == target[common]:
+                common += 1
+            parts = (*[b".."] * (len(here) - common), *target[common:])
         return b"/".join(parts) or b"."
 
     # --- removing ---------------------------------------------------------------------------------------------

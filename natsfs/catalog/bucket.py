@@ -147,7 +147,7 @@ class Bucket:
         if not node.is_dir and node.meta is not None:
             inode.meta = node.meta
             inode.name = node.meta.name
-            inode.size = content_size(node.meta)
+            inode.size = node.meta.size
         self._inodes.add(inode)
         node.inode = inode
         return inode
@@ -635,11 +635,3 @@ class Bucket:
         self._subjects[old_subject] = tombstone_seq
         self._take_over(node, meta)
         return True
-
-
-def content_size(meta: Metadata) -> int:
-    """st_size: of a symbolic link the length of its text."""
-    target = (meta.attributes or {}).get(SYMLINK_KEY)
-    if target is not None and meta.size == 0:
-        return len(target.encode("utf-8", "surrogateescape"))
-    return meta.size

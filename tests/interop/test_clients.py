@@ -209,3 +209,15 @@ def test_symbolic_links_and_directories_are_harmless_objects(folder: Path, other
     assert other.names(folder.name) == {"link", "d/", "fifo"}
     assert other.get(folder.name, "link") == b""
     assert other.get(folder.name, "d/") == b""
+
+
+@pytest.mark.semantics("links-for-others")
+def test_a_link_to_an_object_is_one_for_the_client(folder: Path, other: Other) -> None:
+    """Whoever gets the link through another client has the object that it leads to."""
+    (folder / "d").mkdir()
+    (folder / "d/f").write_bytes(b"content")
+    for name, target in (("near", "d/f"), ("d/up", "../d/./f"), ("far", folder / "d/f")):
+        (folder / name).symlink_to(target)
+        assert os.readlink(folder / name) == str(target)
+        assert (folder / name).read_bytes() == b"content"
+        assert other.get(folder.name, name) == b"content"

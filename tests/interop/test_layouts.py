@@ -178,6 +178,7 @@ def test_messages_without_rollup(bucket: str, mount: Mounter, client: Client) ->
     assert first["nuid"] != second["nuid"]
 
 
+@pytest.mark.semantics("foreign-links")
 def test_links(bucket: str, mount: Mounter, client: Client) -> None:
     """A link to an object is a symbolic link that leads to it; writing through it changes its target."""
     client.put(bucket, "d/target", b"content")
@@ -206,6 +207,43 @@ def test_links(bucket: str, mount: Mounter, client: Client) -> None:
     assert (root / "d/target").read_bytes() == b"changed"
 
 
+@pytest.mark.semantics("foreign-links")
+def test_links_as_each_client_writes_them(bucket: str, mount: Mounter, client: Client) -> None:
+    """JavaScript leaves out nuid and sizes; .NET puts the link's own name into a link to a whole bucket."""
+    client.create_bucket("linked2")
+    try:
+        client.put("linked2", "sub/f", b"there")
+        client.put(bucket, "d/f", b"here")
+        javascript = {
+            "name": "d/js",
+            "bucket": bucket,
+            "options": {"link": {"bucket": bucket, "name": "d/f"}},
+        }
+        client.run(client.js.publish(f"$O.{bucket}.M.{encode('d/js')}", json.dumps(javascript).encode()))
+        for name in ("net", "sub/f"):
+            client.publish_meta(
+                {
+                    "name": name,
+                    "bucket": bucket,
+                    "nuid": new_nuid(),
+                    "options": {"link": {"bucket": "linked2", "name": name}},
+                }
+            )
+        mounted = mount()
+        root = mounted.path / bucket
+        until(lambda: root.is_dir())
+        assert os.readlink(root / "d/js") == "f"
+        assert (root / "d/js").read_bytes() == b"here"
+        assert os.listdir(root / "net") == ["sub"]
+        assert (root / "sub/f").read_bytes() == b"there"
+        for name in ("d/js", "net", "sub/f"):
+            assert (root / name).lstat().st_size == len(os.readlink(root / name))
+        assert mounted.finish() == []
+    finally:
+        client.delete_bucket("linked2")
+
+
+@pytest.mark.semantics("foreign-links")
 def test_a_link_between_buckets(bucket: str, mount: Mounter, client: Client) -> None:
     """In a mount of all buckets links lead from bucket to bucket, and to a bucket as a whole."""
     client.create_bucket("linked")
