@@ -29,6 +29,7 @@ from natsfs.catalog.inodes import ContentChanged, Effect, EntryChanged, Inode
 from natsfs.catalog.metadata import Metadata, new_nuid
 from natsfs.errors import BucketFull, ChunksGone, Conflict, StoreError, Unreachable
 from natsfs.files.overlay import Overlay
+from natsfs.files.pace import Pace
 from natsfs.files.reader import Sequence, Version
 from natsfs.files.spool import SpoolFile
 from natsfs.store.publish import Uploaded
@@ -74,6 +75,7 @@ class File:
         # Commits that failed, for the handles that have not heard of them, and why the last one did.
         self.failures = 0
         self.last_error: StoreError | None = None
+        self.pace = Pace(trio.current_time())
 
     # --- the version below ------------------------------------------------------------------------------------
 
@@ -143,11 +145,12 @@ class File:
         start, end = at, at + len(data)
         covered = sum(s.end - s.start for s in overlay.segments(start, end) if isinstance(s, Spooled))
         spool.write(data, at, before, before + len(data) - covered)
+        front = overlay.front
         overlay.write(start, end)
         self._changed(overlay)
         if self._upload is not None and start < self._taken:
             self._no_early = True  # what was published is no longer the content; the commit starts over
-        elif not self._no_early:
+        elif not self._no_early and overlay.front > front:
             self._publish_early(overlay)
         return len(data)
 
@@ -177,6 +180,7 @@ class File:
         self.inode.size = overlay.size
         self.dirty = True
         self._generation += 1
+        self.pace.wrote(trio.current_time())
         self._touch()
 
     def _touch(self) -> None:
@@ -238,9 +242,10 @@ class File:
     def needs_commit(self) -> bool:
         return (self.dirty or self.attributes_dirty) and not self.inode.unlinked
 
-    async def commit(self) -> None:
+    async def commit(self, *, tentative: bool = False) -> None:
         """Make the store hold what the file holds now. Raises `StoreError`; the data was put aside then.
 
+        A `tentative` commit, which nobody has asked for, leaves the file dirty instead: the next one tries again.
         Whatever else goes wrong on the way (the spool's disk, an answer that nobody foresaw) counts as such a failure.
         """
         async with self.lock:
@@ -254,6 +259,10 @@ class File:
                     async with self.publishing:
                         await self._files.publish_attributes(self.inode)
             except StoreError as error:
+                if tentative:
+                    self.attributes_dirty = True
+                    log.info("%s stays uncommitted for now: %s", self.inode.name, error)
+                    return
                 await self._failed(error)
                 raise
             except Exception as error:
@@ -301,6 +310,7 @@ class File:
         # The new version's bytes are those of the overlay, so what is in the spool stays good as a cache of it; and
         # what shows through from below stays the same, at the same offsets.
         self._set_base(meta)
+        self.pace.committed(size, trio.current_time())
         self.builds_on_base = bool(overlay.size)
         if self._generation == generation:
             self.dirty = False

@@ -17,9 +17,12 @@ from natsfs.catalog.inodes import AttributesChanged, Inode
 from natsfs.errors import BucketGone, ChunksGone, Conflict, StoreError
 from natsfs.files.file import ATTEMPTS, File
 from natsfs.files.reader import Sequence
+from natsfs.holders import open_for_writing
 from natsfs.volume import Volume
 
 log = logging.getLogger(__name__)
+
+LOOK = 1.0  # seconds between two looks at the files that are open and dirty
 
 
 @dataclass(slots=True)
@@ -30,6 +33,7 @@ class Handle:
     flags: int
     failures: int  # of the file's commits that this handle has reported or that were before its time
     sequence: Sequence = field(default_factory=Sequence)
+    flushed: bool = False  # whether a descriptor of it was closed: then it has, or had, duplicates
 
     @property
     def writable(self) -> bool:
@@ -132,10 +136,21 @@ class Files:
         return await handle.file.write(offset, data, append=bool(handle.flags & os.O_APPEND))
 
     async def flush(self, fh: int) -> None:
-        """close(2) of one descriptor. Raises what the commit raised."""
+        """close(2) of one descriptor. Raises what the commit raised.
+
+        Each duplicate's close comes here and none says whether it is the last one. A commit that is not worth its
+        upload waits for another only where another is sure to come: while somebody is seen to have a descriptor.
+        """
         handle = self._handles[fh]
-        if handle.writable:
-            await self._commit(handle)
+        if not handle.writable:
+            return
+        file, seen = handle.file, handle.flushed
+        handle.flushed = True
+        wasteful = seen and file.dirty and file.writers == 1 and not file.pace.affordable(file.inode.size)
+        if wasteful and await trio.to_thread.run_sync(open_for_writing, int(file.inode.ino)):
+            log.debug("the commit of %s waits for the close of another descriptor", file.inode.name)
+            return
+        await self._commit(handle)
 
     async def fsync(self, fh: int) -> None:
         await self._commit(self._handles[fh])
@@ -158,6 +173,21 @@ class Files:
         if handle.writable:
             handle.file.writers -= 1
         await self._release(handle.file)
+
+    async def commit_what_stays_open(self) -> None:
+        """A file that nobody closes is committed now and then; whoever it fails for hears of it at a close or fsync."""
+        while True:
+            await trio.sleep(LOOK)
+            now = trio.current_time()
+            for file in list(self._files.values()):
+                inode = file.inode
+                mounted = self.volume.buckets.get(inode.bucket.name) if inode.bucket is not None else None
+                if mounted is None or not mounted.followed or not file.needs_commit:
+                    continue
+                if file.pace.due(inode.size, now):
+                    with contextlib.suppress(StoreError):
+                        async with self.using(inode):
+                            await file.commit(tentative=True)
 
     # --- attributes -------------------------------------------------------------------------------------------
 
