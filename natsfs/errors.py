@@ -49,9 +49,15 @@ class Conflict(StoreError):
 
 
 class BucketFull(StoreError):
-    """The stream or the account is at its limit."""
+    """The stream or the server is at its limit."""
 
     errno = errno.ENOSPC
+
+
+class QuotaExceeded(BucketFull):
+    """The account is at its limit: other buckets of it count as well."""
+
+    errno = errno.EDQUOT
 
 
 class ReadOnlyBucket(StoreError):

@@ -267,8 +267,6 @@ class Namespace:
             info = await self._volume.store.create_bucket(name.decode())
         except BucketExists:
             raise refuse(errno.EEXIST, name) from None
-        except BucketFull as error:
-            raise OSError(errno.EDQUOT, str(error)) from None
         finally:
             self._volume.making.discard(name.decode())
         mounted = self._volume.buckets.get(info.name)

@@ -151,9 +151,13 @@ def differences(
 
 
 class Server:
-    """A nats-server with JetStream on a free port of 127.0.0.1, with its data in a folder of its own."""
+    """A nats-server with JetStream on a free port of 127.0.0.1, with its data in a folder of its own.
 
-    def __init__(self) -> None:
+    `settings` go into its configuration file.
+    """
+
+    def __init__(self, settings: str = "") -> None:
+        self._settings = settings
         self.port = 0
         self.monitoring = ""
         self._process: subprocess.Popen[bytes] | None = None
@@ -184,9 +188,12 @@ class Server:
         """Start, on the same port as before if it ran already."""
         for ports in self.data.glob("*.ports"):
             ports.unlink()
+        config = self.data / "server.conf"
+        config.write_text(self._settings)
         self._process = subprocess.Popen(
             [
-                *(program("nats-server"), "--addr", "127.0.0.1", "--port", str(self.port or -1)),
+                *(program("nats-server"), "--config", str(config)),
+                *("--addr", "127.0.0.1", "--port", str(self.port or -1)),
                 *("--http_port", "-1", "--ports_file_dir", str(self.data), "--log", str(self.data / "log")),
                 *("--jetstream", "--store_dir", str(self.data / "jetstream")),
             ],

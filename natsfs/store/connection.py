@@ -31,6 +31,7 @@ from natsfs.errors import (
     Conflict,
     Denied,
     MountError,
+    QuotaExceeded,
     ReadOnlyBucket,
     StoreError,
     TooLarge,
@@ -66,7 +67,9 @@ def api_error(error: dict[str, Any]) -> StoreError:
         case 10071:
             found = re.search(r"(\d+)\s*$", description)
             return Conflict(description, int(found[1]) if found else -1)
-        case 10077 | 10047 | 10023 | 10002 | 10028:
+        case 10002 | 10027:
+            return QuotaExceeded(f"the account is at its limit: {description}")
+        case 10077 | 10047 | 10023 | 10028:
             return BucketFull(f"no space: {description}")
         case 10109 | 10110 | 10111 | 10135:
             return ReadOnlyBucket(f"read-only: {description}")

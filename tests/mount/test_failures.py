@@ -81,6 +81,34 @@ def test_overwriting_in_a_nearly_full_bucket(small: str, mount: Mounter, client:
     assert client.read(small, "f") == noise(1_500_000, 5)
 
 
+@pytest.mark.semantics("full-account")
+def test_an_account_at_its_limit(mount: Mounter) -> None:
+    """EDQUOT, for content and for a bucket; removing goes on to work and makes room."""
+    server = Server(
+        "accounts { A { jetstream { max_file: 4MB, max_streams: 1 }, users: [{ user: a, password: a }] } }\n"
+        "no_auth_user: a\n"
+    )
+    server.start()
+    try:
+        server.client.create_bucket("b")
+        mounted = mount(server=server)
+        mounted.allow("account is at its limit")
+        mounted.allow_failed()
+        with raises(errno.EDQUOT):
+            (mounted.path / "c").mkdir()
+        root = mounted.path / "b"
+        (root / "f").write_bytes(noise(2_500_000))
+        with raises(errno.EDQUOT):
+            (root / "g").write_bytes(noise(2_500_000))
+        assert os.listdir(root) == ["f"]
+        assert (root / "f").read_bytes() == noise(2_500_000)
+        (root / "f").unlink()
+        (root / "g").write_bytes(noise(2_500_000))
+        assert mounted.finish() == []
+    finally:
+        server.close()
+
+
 def test_a_sealed_bucket(bucket: str, mount: Mounter, client: Client) -> None:
     """EROFS for every change; reading works."""
     client.put(bucket, "f", b"data")
