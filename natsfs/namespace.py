@@ -191,8 +191,9 @@ class Namespace:
     async def _mark(self, catalog: Bucket, node: Node, edits: tuple[Edit, ...] = ()) -> None:
         """Write a directory's marker, with its attributes, and with `edits` made to what is stored."""
         for _ in range(ATTEMPTS):
-            marker = edited(self._marker(catalog, node), edits)
             async with self._changing(catalog) as operation:
+                # Built on what is there now: while the lock was waited for, another client's message may have come.
+                marker = edited(self._marker(catalog, node), edits)
                 try:
                     stored = await operation.publish(marker, catalog.last_seq(marker.subject))
                 except Conflict:
