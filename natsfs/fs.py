@@ -30,14 +30,17 @@ from pyfuse3 import (
     RequestContext,
     SetattrFields,
     StatvfsData,
+    XAttrNameT,
 )
 
 from natsfs.catalog.inodes import Inode, Node
+from natsfs.catalog.xattrs import PREFIX
 from natsfs.errors import ChunksGone, StoreError
 from natsfs.files.files import Files, error_number
 from natsfs.names import NAME_MAX
 from natsfs.namespace import Caller, Namespace
 from natsfs.volume import Volume
+from natsfs.xattrs import ExtendedAttributes
 
 log = logging.getLogger(__name__)
 
@@ -90,6 +93,7 @@ class FileSystem(pyfuse3.Operations):
         self._volume = volume
         self._names = namespace
         self._files = files
+        self._xattrs = ExtendedAttributes(volume, namespace)
         self._listings: dict[int, _Listing] = {}
         self._next_listing = 0
 
@@ -263,6 +267,32 @@ class FileSystem(pyfuse3.Operations):
             attributes.ctime_ns = time.time_ns()
             await self._names.attributes_changed(node)
         return self._attributes(node)
+
+    # --- extended attributes ----------------------------------------------------------------------------------
+
+    @answered
+    async def getxattr(self, inode: InodeT, name: XAttrNameT, ctx: RequestContext) -> bytes:
+        # First of all, since the kernel asks for security.capability before every write.
+        if not name.startswith(PREFIX):
+            raise FUSEError(errno.EOPNOTSUPP)
+        return await self._xattrs.get(self._inode(inode), name)
+
+    @answered
+    async def listxattr(self, inode: InodeT, ctx: RequestContext) -> Sequence[XAttrNameT]:
+        return [XAttrNameT(name) for name in self._xattrs.list(self._inode(inode))]
+
+    @answered
+    async def setxattr(self, inode: InodeT, name: XAttrNameT, value: bytes, ctx: RequestContext) -> None:
+        # XATTR_CREATE and XATTR_REPLACE: pyfuse3 asks getxattr first, while the kernel holds the inode's lock.
+        if not name.startswith(PREFIX):
+            raise FUSEError(errno.EOPNOTSUPP)
+        await self._xattrs.set(self._inode(inode), name, value)
+
+    @answered
+    async def removexattr(self, inode: InodeT, name: XAttrNameT, ctx: RequestContext) -> None:
+        if not name.startswith(PREFIX):
+            raise FUSEError(errno.EOPNOTSUPP)
+        await self._xattrs.remove(self._inode(inode), name)
 
     # --- directories ------------------------------------------------------------------------------------------
 

@@ -21,6 +21,7 @@ from natsfs.catalog.attributes import SYMLINK_KEY, Attributes
 from natsfs.catalog.bucket import Bucket
 from natsfs.catalog.inodes import EntryChanged, Ino, Inode, Node
 from natsfs.catalog.metadata import Link, Metadata, new_nuid, tombstone
+from natsfs.catalog.xattrs import Edit, add, edited
 from natsfs.errors import BucketExists, BucketFull, Conflict, StoreError
 from natsfs.files.file import ATTEMPTS, EMPTY_DIGEST
 from natsfs.files.files import Files
@@ -180,20 +181,21 @@ class Namespace:
 
     def _marker(self, catalog: Bucket, node: Node) -> Metadata:
         """The marker that says about a directory what is known of it now."""
-        attributes = catalog.attributes(node)
-        if node.meta is not None:
-            return replace(node.meta, attributes=attributes.encode(node.meta.attributes))
-        return self._empty(catalog, marker_name(node.path()), attributes.encode(None))
+        meta = node.meta or self._empty(catalog, marker_name(node.path()), {})
+        if node.inode is not None:
+            return node.inode.describe(meta)
+        return replace(meta, attributes=catalog.attributes(node).encode(meta.attributes))
 
     def _is_top(self, node: Node) -> bool:
         """Whether a directory exists without a marker: a bucket, or the mount's root."""
         return node is self._volume.root or (node.bucket is not None and node is node.bucket.root)
 
-    async def _mark(self, catalog: Bucket, node: Node) -> None:
-        """Write a directory's marker, with its attributes."""
+    async def _mark(self, catalog: Bucket, node: Node, edits: tuple[Edit, ...] = ()) -> None:
+        """Write a directory's marker, with its attributes, and with `edits` made to what is stored."""
         for _ in range(ATTEMPTS):
-            marker = self._marker(catalog, node)
             async with self._changing(catalog) as operation:
+                # Built on what is there now: while the lock was waited for, another client's message may have come.
+                marker = edited(self._marker(catalog, node), edits)
                 try:
                     stored = await operation.publish(marker, catalog.last_seq(marker.subject))
                 except Conflict:
@@ -881,6 +883,26 @@ class Namespace:
             return  # of a bucket's root there is nowhere to store them: they hold until the unmount
         self._volume.check_writable(node.bucket)
         await self._mark(node.bucket, node)
+
+    async def edit(self, inode: Inode, edit: Edit) -> None:
+        """setxattr or removexattr. An error means that nothing has changed."""
+        if not inode.is_dir:
+            await self._files.edit(inode, edit)
+            return
+        node = inode.node
+        if node is None:
+            inode.edits = add(inode.edits, edit)  # removed: for whoever has it open
+            return
+        catalog = node.bucket
+        if catalog is None or node is catalog.root:
+            raise refuse(errno.EOPNOTSUPP)  # a bucket has no marker that could hold them
+        self._volume.check_writable(catalog)
+        before, inode.attributes.ctime_ns = inode.attributes.ctime_ns, time.time_ns()
+        try:
+            await self._mark(catalog, node, (edit,))
+        except BaseException:
+            inode.attributes.ctime_ns = before
+            raise
 
 
 def others(node: Node, leaving: Node) -> bool:

@@ -190,6 +190,7 @@ class Bucket:
 
     def restore_attributes(self, inode: Inode) -> None:
         """What was changed could not be stored: show what is."""
+        inode.edits = ()
         node = inode.node
         if node is not None and node.inode is inode and (node.is_dir or node.meta is not None):
             inode.attributes = self._attributes(node)

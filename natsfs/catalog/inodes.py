@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import secrets
 import stat
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, NewType
 
 from natsfs.catalog.attributes import Attributes
 from natsfs.catalog.metadata import Metadata
+from natsfs.catalog.xattrs import Edit, edited
 
 if TYPE_CHECKING:
     from natsfs.catalog.bucket import Bucket
@@ -68,12 +69,13 @@ class Inode:
     shows, None before the first commit. `pins` counts open files and uncommitted data; the inode lives while the
     kernel's lookup count or the pins are above zero. `uncommitted` says that content or attributes differ from what
     is stored; `unlinked` that this mount removed the name (or nobody has the file open), so that nothing of it will be
-    committed.
+    committed. `edits` are changes of extended attributes that wait for the commit of a file's content.
     """
 
     __slots__ = (
         "attributes",
         "bucket",
+        "edits",
         "ino",
         "meta",
         "name",
@@ -92,6 +94,7 @@ class Inode:
         self.name = ""  # the object's name, for files; kept when another version takes the node
         self.meta: Metadata | None = None
         self.attributes = attributes
+        self.edits: tuple[Edit, ...] = ()
         self.size = 0
         self.nlookup = 0
         self.pins = 0
@@ -101,6 +104,31 @@ class Inode:
     @property
     def is_dir(self) -> bool:
         return stat.S_ISDIR(self.attributes.mode)
+
+    @property
+    def can_have_xattrs(self) -> bool:
+        """Attributes of users, that is; on anything else the kernel refuses them (xattr(7))."""
+        return stat.S_ISDIR(self.attributes.mode) or stat.S_ISREG(self.attributes.mode)
+
+    @property
+    def stored(self) -> Metadata | None:
+        """The newest known message that describes it: the object's own, or the directory's marker."""
+        if self.is_dir:
+            return self.node.meta if self.node is not None else None
+        return self.meta
+
+    def current(self) -> Metadata:
+        """What the extended attributes show: what is stored, with the edits that wait."""
+        return edited(self.stored or Metadata(name=self.name, bucket="", nuid=""), self.edits)
+
+    def describe(self, meta: Metadata, edits: tuple[Edit, ...] = ()) -> Metadata:
+        """What a message built on `meta` has to say: the attributes of now, the waiting edits, and `edits`."""
+        meta = edited(meta, (*self.edits, *edits))
+        return replace(meta, attributes=self.attributes.encode(meta.attributes))
+
+    def edits_stored(self, stored: tuple[Edit, ...]) -> None:
+        """Those that a message had; what was edited while it was under way goes on waiting."""
+        self.edits = tuple(edit for edit in self.edits if edit not in stored)
 
 
 @dataclass(frozen=True, slots=True)

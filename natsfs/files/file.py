@@ -372,6 +372,7 @@ class File:
                     raise Conflict(f"{inode.name!r} was replaced by somebody else meanwhile", expected)
                 kept = inode.meta or current
                 self.attributes_dirty = False
+                edits = inode.edits
                 meta = Metadata(
                     name=inode.name,
                     bucket=catalog.name,
@@ -382,17 +383,18 @@ class File:
                     digest=uploaded.digest if uploaded else EMPTY_DIGEST,
                     description=kept.description if kept else None,
                     headers=kept.headers if kept else None,
-                    attributes=inode.attributes.encode(kept.attributes if kept else None),
+                    attributes=kept.attributes if kept else None,
                     other=kept.other if kept else None,
                     subject=subject,
                 )
                 async with volume.operation(catalog) as operation:
                     try:
-                        stored = await operation.publish(meta, expected)
+                        stored = await operation.publish(inode.describe(meta), expected)
                     except Conflict:
                         await volume.refresh(catalog, subject)
                     else:
                         operation.apply(stored, inode)
+                        inode.edits_stored(edits)
                         return stored
                 # An attempt whose acknowledgement was lost may have been stored, and replaced by somebody who then
                 # removed its chunks: they are counted before they are promised again.
@@ -408,6 +410,7 @@ class File:
         await self._drop_upload()
         inode = self.inode
         where: Path | None = None
+        current = inode.current()
         if self.dirty and self._spool is not None and self._overlay is not None:
             where = self._spool.keep(
                 {
@@ -419,7 +422,9 @@ class File:
                         (type(s).__name__, s.start, s.end)
                         for s in self._overlay.segments(0, self._overlay.size)
                     ],
-                    "attributes": inode.attributes.encode(None),
+                    "attributes": inode.attributes.encode(current.attributes),
+                    "description": current.description,
+                    "headers": current.headers,
                     "reason": str(error),
                     "time": format_time(time.time_ns()),
                 }

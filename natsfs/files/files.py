@@ -6,14 +6,16 @@ import contextlib
 import errno
 import logging
 import os
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import trio
 
 from natsfs.catalog.inodes import AttributesChanged, Inode
+from natsfs.catalog.xattrs import Edit, add
 from natsfs.errors import BucketGone, ChunksGone, Conflict, StoreError
 from natsfs.files.file import ATTEMPTS, File
 from natsfs.files.reader import Sequence
@@ -191,8 +193,8 @@ class Files:
 
     # --- attributes -------------------------------------------------------------------------------------------
 
-    async def publish_attributes(self, inode: Inode) -> None:
-        """Store the inode's attributes in the metadata of the version it shows."""
+    async def publish_attributes(self, inode: Inode, more: tuple[Edit, ...] = ()) -> None:
+        """Store the inode's attributes, with the edits that wait and `more`, in the metadata of its version."""
         catalog = inode.bucket
         assert catalog is not None
         volume = self.volume
@@ -203,16 +205,17 @@ class Files:
                     if inode.unlinked:
                         return
                     raise Conflict(f"{inode.name!r} was replaced by somebody else meanwhile", 0)
+                edits = inode.edits
                 async with volume.operation(catalog) as operation:
                     try:
                         stored = await operation.publish(
-                            replace(meta, attributes=inode.attributes.encode(meta.attributes)),
-                            catalog.last_seq(meta.subject),
+                            inode.describe(meta, more), catalog.last_seq(meta.subject)
                         )
                     except Conflict:
                         await volume.refresh(catalog, meta.subject)
                         continue
                     operation.apply(stored, inode)
+                    inode.edits_stored(edits)
                 return
         raise Conflict(f"{inode.name!r} is changed by others all the time", 0)
 
@@ -228,6 +231,33 @@ class Files:
         async with self.using(inode) as used:
             used.attributes_dirty = True
             await used.commit()
+
+    async def edit(self, inode: Inode, edit: Edit) -> None:
+        """setxattr or removexattr on a file: with the content where that waits for its commit, else now.
+
+        Now means that the error is the call's, and that nothing has changed then.
+        """
+        if inode.bucket is not None:
+            self.volume.check_writable(inode.bucket)
+        # A commit under way may be the last that anybody asks for: whether the edit is still due is known after it.
+        async with self.using(inode) as file, file.lock:
+            attributes = inode.attributes
+            before, attributes.ctime_ns = attributes.ctime_ns, time.time_ns()
+            if inode.unlinked or file.dirty or inode.meta is None:
+                inode.edits = add(inode.edits, edit)
+                file.attributes_dirty = inode.uncommitted = True
+                return
+            waiting, file.attributes_dirty = file.attributes_dirty, False
+            inode.uncommitted = True
+            try:
+                async with file.publishing:
+                    await self.publish_attributes(inode, (edit,))
+            except BaseException:
+                attributes.ctime_ns = before
+                file.attributes_dirty |= waiting
+                raise
+            finally:
+                inode.uncommitted = file.needs_commit
 
     # --- the end ----------------------------------------------------------------------------------------------
 

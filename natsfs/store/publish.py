@@ -213,6 +213,11 @@ class Publisher:
         self._limit = limit
         self._echoes: dict[str, asyncio.Future[int]] = {}
 
+    @property
+    def limit_of_metadata(self) -> int:
+        """Bytes that the body of a metadata message may have."""
+        return self._connection.max_payload - _HEADERS_ROOM
+
     def echo(self, op: str, seq: int) -> None:
         """The watcher has seen the own message `op`: as good as its acknowledgement, and often earlier."""
         future = self._echoes.get(op)
@@ -226,7 +231,7 @@ class Publisher:
         after the time limit. Raises `Conflict` with the sequence that is there instead.
         """
         body = encode(meta, mtime=format_time(time.time_ns()))
-        if len(body) + _HEADERS_ROOM > self._connection.max_payload:
+        if len(body) > self.limit_of_metadata:
             raise TooLarge(
                 f"the metadata of {meta.name!r} has {len(body)} bytes, more than a message may have"
             )

@@ -50,6 +50,11 @@ class BucketInfo:
     max_msgs_per_subject: int
     max_msgs: int
     discard: str
+    description: str
+    replicas: int
+    storage: str
+    compression: str
+    ttl: float  # seconds, 0 for none
 
     @classmethod
     def of(cls, info: dict[str, Any]) -> BucketInfo:
@@ -65,6 +70,11 @@ class BucketInfo:
             max_msgs_per_subject=int(config.get("max_msgs_per_subject", -1)),
             max_msgs=int(config.get("max_msgs", -1)),
             discard=str(config.get("discard", "old")),
+            description=str(config.get("description") or ""),
+            replicas=int(config.get("num_replicas", 1)),
+            storage=str(config.get("storage", "file")),
+            compression=str(config.get("compression") or "none"),
+            ttl=int(config.get("max_age", 0)) / 1e9,
         )
 
     @property
@@ -283,6 +293,10 @@ class Store:
         await self._bridge.call(run)
 
     # --- metadata ---------------------------------------------------------------------------------------------
+
+    @property
+    def limit_of_metadata(self) -> int:
+        return self._publisher.limit_of_metadata
 
     def new_op(self) -> str:
         """An operation id, to be registered in the catalog before its message is sent."""
