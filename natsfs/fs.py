@@ -11,7 +11,6 @@ import functools
 import logging
 import os
 import stat
-import time
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, ParamSpec, TypeVar
 
@@ -242,30 +241,15 @@ class FileSystem(pyfuse3.Operations):
                     await file.truncate(attr.st_size)
                     if not file.writers:
                         await file.commit()
-        attributes = node.attributes
-        changed = False
-        if fields.update_mode:
-            attributes.mode = stat.S_IFMT(attributes.mode) | stat.S_IMODE(attr.st_mode)
-            changed = True
-        if fields.update_uid or fields.update_gid:
-            if fields.update_uid:
-                attributes.uid = attr.st_uid
-            if fields.update_gid:
-                attributes.gid = attr.st_gid
-            if stat.S_ISREG(attributes.mode) and not fields.update_mode and attributes.mode & 0o6000:
-                attributes.mode &= ~stat.S_ISUID
-                if attributes.mode & stat.S_IXGRP:
-                    attributes.mode &= ~stat.S_ISGID
-            changed = True
-        if fields.update_atime:
-            attributes.atime_ns = attr.st_atime_ns
-            changed = True
-        if fields.update_mtime:
-            attributes.mtime_ns = attr.st_mtime_ns
-            changed = True
-        if changed:
-            attributes.ctime_ns = time.time_ns()
-            await self._names.attributes_changed(node)
+        changes = {
+            "mode": attr.st_mode if fields.update_mode else None,
+            "uid": attr.st_uid if fields.update_uid else None,
+            "gid": attr.st_gid if fields.update_gid else None,
+            "atime_ns": attr.st_atime_ns if fields.update_atime else None,
+            "mtime_ns": attr.st_mtime_ns if fields.update_mtime else None,
+        }
+        if any(value is not None for value in changes.values()):
+            await self._names.set_attributes(node, **changes)
         return self._attributes(node)
 
     # --- extended attributes ----------------------------------------------------------------------------------
@@ -333,7 +317,8 @@ class FileSystem(pyfuse3.Operations):
 
     @answered
     async def fsyncdir(self, fh: FileHandleT, datasync: bool) -> None:
-        """Every change of a name is acknowledged by the server before its call returns."""
+        """Every change of a name was acknowledged by the server before its call returned; attributes may wait."""
+        await self._volume.deferred.settle()
 
     # --- files ------------------------------------------------------------------------------------------------
 

@@ -7,6 +7,7 @@ are OSErrors with the errno that a local file system gives, or `StoreError`s.
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import stat
 import time
@@ -19,10 +20,10 @@ import trio
 
 from natsfs.catalog.attributes import SYMLINK_KEY, Attributes
 from natsfs.catalog.bucket import Bucket
-from natsfs.catalog.inodes import EntryChanged, Ino, Inode, Node
+from natsfs.catalog.inodes import AttributesChanged, EntryChanged, Ino, Inode, Node
 from natsfs.catalog.metadata import Link, Metadata, new_nuid, tombstone
 from natsfs.catalog.xattrs import Edit, add, edited
-from natsfs.errors import BucketExists, BucketFull, Conflict, StoreError
+from natsfs.errors import BucketExists, BucketFull, BucketGone, Conflict, StoreError
 from natsfs.files.file import ATTEMPTS, EMPTY_DIGEST
 from natsfs.files.files import Files
 from natsfs.names import (
@@ -37,6 +38,8 @@ from natsfs.names import (
     path_of,
 )
 from natsfs.volume import Mounted, Operation, Volume
+
+log = logging.getLogger(__name__)
 
 PIPELINE = 64  # messages of one directory rename under way at a time
 
@@ -55,6 +58,7 @@ class Namespace:
     def __init__(self, volume: Volume, files: Files) -> None:
         self._volume = volume
         self._files = files
+        self._settling: set[Inode] = set()  # directories whose attributes are to be stored in a moment
 
     # --- finding ----------------------------------------------------------------------------------------------
 
@@ -194,6 +198,8 @@ class Namespace:
         """Write a directory's marker, with its attributes, and with `edits` made to what is stored."""
         for _ in range(ATTEMPTS):
             async with self._changing(catalog) as operation:
+                if catalog.find(node.path()) is not node:
+                    return  # removed while the lock was waited for
                 # Built on what is there now: while the lock was waited for, another client's message may have come.
                 marker = edited(self._marker(catalog, node), edits)
                 try:
@@ -205,7 +211,6 @@ class Namespace:
                     operation.apply(stored)
                     if node.inode is not None and attributes is not None:
                         node.inode.attributes = attributes
-                    node.event_ns = 0  # the marker's times include what happened before it
                     return
             await self._volume.refresh(catalog, marker.subject)
         raise refuse(errno.EBUSY)
@@ -586,8 +591,24 @@ class Namespace:
         """A name that changes leads to what was written under it so far."""
         for node in nodes:
             file = self._files.get(node.inode) if node.inode is not None else None
-            if file is not None and file.needs_commit:
+            if file is not None and file.dirty and file.needs_commit:
                 await file.commit()
+
+    @asynccontextmanager
+    async def _carrying(self, *nodes: Node) -> AsyncIterator[None]:
+        """The messages that are published meanwhile carry the attributes that wait to be stored."""
+        files = [file for node in nodes if node.inode and (file := self._files.get(node.inode)) is not None]
+        waiting = [file for file in files if file.attributes_dirty]
+        for file in waiting:
+            file.attributes_dirty = False
+        try:
+            yield
+        except BaseException:
+            for file in waiting:
+                file.attributes_dirty = True
+            raise
+        for file in waiting:
+            file.inode.uncommitted = file.needs_commit
 
     async def _rename_file(
         self, catalog: Bucket, node: Node, directory: Node, name: bytes, replace_target: bool
@@ -598,7 +619,7 @@ class Namespace:
         await self._commit(node)
         source_dir = node.parent
         assert source_dir is not None
-        async with self._publishing(node, self._child(directory, name)):
+        async with self._publishing(node, self._child(directory, name)), self._carrying(node):
             await self._keep_directory(catalog, source_dir, node)
             for _ in range(ATTEMPTS):
                 old, inode = node.meta, node.inode
@@ -651,7 +672,7 @@ class Namespace:
         Whoever reads one of the names, here or elsewhere, finds one of the two objects at any time.
         """
         await self._commit(one, two)
-        async with self._publishing(one, two):
+        async with self._publishing(one, two), self._carrying(one, two):
             for _ in range(ATTEMPTS):
                 first, second = one.meta, two.meta
                 inodes = one.inode, two.inode
@@ -873,16 +894,62 @@ class Namespace:
 
     # --- attributes -------------------------------------------------------------------------------------------
 
-    async def attributes_changed(self, inode: Inode) -> None:
-        """Store what chmod, chown or utimensat changed in `inode.attributes`."""
+    async def set_attributes(
+        self,
+        inode: Inode,
+        *,
+        mode: int | None = None,
+        uid: int | None = None,
+        gid: int | None = None,
+        atime_ns: int | None = None,
+        mtime_ns: int | None = None,
+    ) -> None:
+        """chmod(2), chown(2) and utimensat(2); who may do it is the kernel's decision."""
+        attributes = inode.attributes
+        if mode is not None:
+            attributes.mode = stat.S_IFMT(attributes.mode) | stat.S_IMODE(mode)
+        if uid is not None or gid is not None:
+            attributes.uid = attributes.uid if uid is None else uid
+            attributes.gid = attributes.gid if gid is None else gid
+            if stat.S_ISREG(attributes.mode) and mode is None:
+                attributes.drop_privileges()
+        if atime_ns is not None:
+            attributes.atime_ns = atime_ns
+        if mtime_ns is not None:
+            attributes.mtime_ns = mtime_ns
+        attributes.ctime_ns = time.time_ns()
         if not inode.is_dir:
             await self._files.attributes_changed(inode)
             return
         node = inode.node
         if node is None or self._is_top(node) or node.bucket is None:
             return  # of a bucket's root there is nowhere to store them: they hold until the unmount
-        self._volume.check_writable(node.bucket)
-        await self._mark(node.bucket, node)
+        catalog = node.bucket
+        self._volume.check_writable(catalog)
+        if not self._volume.mounted_of(catalog).takes:
+            await self._mark(catalog, node)
+        elif inode not in self._settling:
+            self._settling.add(inode)
+            inode.uncommitted = True
+            inode.pins += 1
+            self._volume.deferred.later(partial(self._settle, catalog, inode))
+
+    async def _settle(self, catalog: Bucket, inode: Inode) -> None:
+        """Store what was changed of a directory's attributes, unless it has been removed meanwhile."""
+        self._settling.discard(inode)
+        try:
+            if inode.node is not None:
+                await self._mark(catalog, inode.node)
+        except BucketGone:
+            pass  # and with it what could have them
+        except (StoreError, OSError) as error:
+            log.error("attributes of %s/%s could not be stored: %s", catalog.name, _shown(inode), error)
+            catalog.restore_attributes(inode)
+            self._volume.notifier.send([AttributesChanged(inode.ino)])
+        finally:
+            inode.uncommitted = inode in self._settling
+            inode.pins -= 1
+            self._volume.inodes.release(inode)
 
     async def edit(self, inode: Inode, edit: Edit) -> None:
         """setxattr or removexattr. An error means that nothing has changed."""
@@ -908,6 +975,10 @@ class Namespace:
 def others(node: Node, leaving: Node) -> bool:
     """Whether entries other than `leaving` make a directory of `node`; the object of its own name does not."""
     return any(child is not leaving and name != SELF for name, child in (node.children or {}).items())
+
+
+def _shown(inode: Inode) -> str:
+    return b"/".join(inode.node.path()).decode("utf-8", "backslashreplace") if inode.node is not None else "?"
 
 
 def object_name(path: Path) -> str:

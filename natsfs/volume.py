@@ -26,6 +26,7 @@ from natsfs.catalog.bucket import Bucket
 from natsfs.catalog.inodes import ROOT_INO, AttributesChanged, Effect, EntryChanged, Inode, InodeTable, Node
 from natsfs.catalog.metadata import NUID, Metadata, tombstone
 from natsfs.config import Config
+from natsfs.deferred import Deferred
 from natsfs.errors import (
     BucketFull,
     BucketGone,
@@ -92,6 +93,7 @@ class Mounted:
         self.loading = trio.Lock()
         self.loaded = trio.Event()
         self.followed = False  # whether the watch stands, so that the catalog is what the store holds
+        self.takes = False  # whether the last message was stored: then attributes may follow in a moment
         self.names = SharedLock()
 
 
@@ -120,14 +122,21 @@ class Operation:
         op = self._volume.store.new_op()
         self._ops.append(op)
         self._catalog.begin_op(op)
+        mounted = self._volume.mounted_of(self._catalog)
+        takes, mounted.takes = mounted.takes, False
         try:
-            seq = await self._volume.store.publish(meta, expected, op)
-        except BucketFull:
-            # What waits for its grace time to pass is room.
-            if not self._volume.purges.hurry(self._catalog.name):
-                raise
-            await self._volume.purges.settle(self._catalog.name)
-            seq = await self._volume.store.publish(meta, expected, op)
+            try:
+                seq = await self._volume.store.publish(meta, expected, op)
+            except BucketFull:
+                # What waits for its grace time to pass is room.
+                if not self._volume.purges.hurry(self._catalog.name):
+                    raise
+                await self._volume.purges.settle(self._catalog.name)
+                seq = await self._volume.store.publish(meta, expected, op)
+        except Conflict:
+            mounted.takes = takes
+            raise
+        mounted.takes = True
         return replace(meta, seq=seq, time_ns=time.time_ns(), op=op)
 
     def apply(self, meta: Metadata, inode: Inode | None = None) -> None:
@@ -164,6 +173,7 @@ class Volume:
         self.store = Store(config)
         self.inodes = InodeTable()
         self.notifier = Notifier()
+        self.deferred = Deferred(nursery)
         self.defaults = Defaults(
             os.getuid() if options.uid is None else options.uid,
             os.getgid() if options.gid is None else options.gid,

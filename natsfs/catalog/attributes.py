@@ -123,6 +123,12 @@ class Attributes:
             parse_time(values.get("named", "")) or 0,
         )
 
+    def drop_privileges(self) -> None:
+        """What a write or a chown takes from a regular file: set-user-ID, and set-group-ID if the group may execute."""
+        self.mode &= ~stat.S_ISUID
+        if self.mode & stat.S_IXGRP:
+            self.mode &= ~stat.S_ISGID
+
     def encode(self, values: Mapping[str, str] | None) -> dict[str, str]:
         """The map to store: `values` (what is stored already, other clients' keys included) brought up to date."""
         encoded = {key: value for key, value in (values or {}).items() if key not in OWN_KEYS}

@@ -324,7 +324,8 @@ class Bucket:
                 return
             node.meta = meta
             if node.inode is not None:
-                node.inode.attributes = self._attributes(node)
+                if not node.inode.uncommitted:
+                    node.inode.attributes = self._attributes(node)
                 effects.append(AttributesChanged(node.inode.ino))
             return
         path = path_of(meta.name)

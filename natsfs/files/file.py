@@ -16,7 +16,6 @@ from __future__ import annotations
 import errno
 import logging
 import os
-import stat
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -60,6 +59,7 @@ class File:
         self.publishing = trio.Lock()
         self.dirty = False
         self.attributes_dirty = False
+        self.settling = False  # whether a task waits to store the attributes; it counts as a handle
         # Whether the content depends on that of the version below: then that must still be current at the commit.
         self.builds_on_base = False
         self._overlay: Overlay | None = None
@@ -464,11 +464,3 @@ class File:
             self._spool.discard()
             self._spool = None
         self._overlay = None
-
-    def kill_privileges(self) -> None:
-        """A write by whoever takes away set-user-ID and, where group execution is allowed, set-group-ID."""
-        attributes = self.inode.attributes
-        mode = attributes.mode & ~stat.S_ISUID
-        if mode & stat.S_IXGRP:
-            mode &= ~stat.S_ISGID
-        attributes.mode = mode

@@ -10,6 +10,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import trio
@@ -133,7 +134,7 @@ class Files:
     async def write(self, fh: int, offset: int, data: bytes) -> int:
         handle = self._handles[fh]
         if handle.file.inode.attributes.mode & 0o6000:
-            handle.file.kill_privileges()
+            handle.file.inode.attributes.drop_privileges()
             self.volume.notifier.send([AttributesChanged(handle.file.inode.ino)])
         return await handle.file.write(offset, data, append=bool(handle.flags & os.O_APPEND))
 
@@ -220,17 +221,37 @@ class Files:
         raise Conflict(f"{inode.name!r} is changed by others all the time", 0)
 
     async def attributes_changed(self, inode: Inode) -> None:
-        """chmod, chown or utimensat on a file: with the content where that is still being written, else now."""
-        file = self.get(inode)
-        if inode.unlinked:
+        """chmod, chown or utimensat on a file: stored with its content, with a rename, at fsync, or in a moment.
+
+        Where the last message was refused nothing is left for later: then the error is the call's.
+        """
+        catalog = inode.bucket
+        if inode.unlinked or catalog is None:
             return
+        self.volume.check_writable(catalog)
         inode.uncommitted = True
-        if file is not None and (file.writers or file.dirty or inode.meta is None):
-            file.attributes_dirty = True
+        if not self.volume.mounted_of(catalog).takes:
+            async with self.using(inode) as file:
+                file.attributes_dirty = True
+                if not file.writers and inode.meta is not None:
+                    await file.commit()
             return
-        async with self.using(inode) as used:
-            used.attributes_dirty = True
-            await used.commit()
+        file = self._acquire(inode)
+        file.attributes_dirty = True
+        if file.settling:
+            file.handles -= 1
+        else:
+            file.settling = True
+            self.volume.deferred.later(partial(self._settle, file))
+
+    async def _settle(self, file: File) -> None:
+        file.settling = False
+        try:
+            if not (file.dirty and file.writers):
+                with contextlib.suppress(StoreError):
+                    await file.commit()
+        finally:
+            await self._release(file)
 
     async def edit(self, inode: Inode, edit: Edit) -> None:
         """setxattr or removexattr on a file: with the content where that waits for its commit, else now.
@@ -264,6 +285,8 @@ class Files:
     def report_unsaved(self, inode: Inode, error: StoreError, where: Path | None) -> None:
         bucket = inode.bucket.name if inode.bucket is not None else "?"
         name = f"{bucket}/{inode.name}"
+        if where is None and isinstance(error, BucketGone):
+            return  # there is nothing left that could have them
         if where is None:
             line = f"attributes of {name} could not be stored: {error}"
         else:
@@ -278,6 +301,7 @@ class Files:
         Side by side: without a server each waits for its time limit.
         """
         limiter = trio.CapacityLimiter(64)
+        await self.volume.deferred.settle()
 
         async def commit(file: File) -> None:
             async with limiter:

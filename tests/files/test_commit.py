@@ -7,7 +7,6 @@ import errno
 import os
 import random
 import signal
-import stat
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -375,8 +374,7 @@ def test_attributes_and_a_rename_at_the_same_time(
             inode = await system.find(f"a{number}")
 
             async def change(inode: Inode = inode, number: int = number) -> None:
-                inode.attributes.mode = stat.S_IFREG | (0o600 + number)
-                await system.names.attributes_changed(inode)
+                await system.names.set_attributes(inode, mode=0o600 + number)
 
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(change)
@@ -385,6 +383,7 @@ def test_attributes_and_a_rename_at_the_same_time(
 
     run(nats_server, bucket, tmp_path, work)
     assert client.read(bucket, "a30") == b"content"
+    assert client.stored(bucket, "a30")["metadata"]["mode"] == f"{0o100600 + 29:o}"
 
 
 def test_a_bucket_that_others_have_just_filled_is_not_removed(

@@ -5,14 +5,20 @@ from __future__ import annotations
 import os
 import stat
 import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.support import Client, Mounter, opened, run, snapshot
+from tests.support import Client, Mounter, never, noise, opened, run, snapshot, until
 
 NS = 1_234_567_890_123_456_789
+
+
+def stored_mode(client: Client, bucket: str, name: str, mode: str) -> bool:
+    return bool(client.stored(bucket, name)["metadata"]["mode"] == mode)
 
 
 def test_defaults_of_foreign_objects(bucket: str, mount: Mounter, client: Client) -> None:
@@ -95,9 +101,9 @@ def test_chmod_keeps_the_content_and_copies_nothing(folder: Path, client: Client
     (folder / "f").write_bytes(b"x" * 1_000_000)
     before = client.stored(folder.name, "f")
     (folder / "f").chmod(0o600)
+    until(partial(stored_mode, client, folder.name, "f", "100600"))
     after = client.stored(folder.name, "f")
     assert (after["nuid"], after["digest"]) == (before["nuid"], before["digest"])
-    assert after["metadata"]["mode"] == "100600"
     assert client.read(folder.name, "f") == b"x" * 1_000_000
 
 
@@ -200,3 +206,73 @@ def test_statfs_of_a_bucket_with_a_limit(mount: Mounter, client: Client) -> None
         assert mounted.finish() == []
     finally:
         client.delete_bucket("limited")
+
+
+@pytest.mark.semantics("attributes-stored")
+def test_chmod_beside_a_commit(folder: Path, client: Client) -> None:
+    """A mode that is changed while close() saves the content is stored, whoever else has the file open."""
+    path = folder / "f"
+    path.touch()
+    with ThreadPoolExecutor(1) as pool, path.open("rb"):
+        for number in range(24):
+            fd = os.open(path, os.O_WRONLY | os.O_TRUNC)
+            os.write(fd, noise(2_000_000, number))
+            closing = pool.submit(os.close, fd)
+            time.sleep(number * 0.001)
+            path.chmod(0o600 + number)
+            closing.result()
+            mode = f"{0o100600 + number:o}"
+            until(partial(stored_mode, client, folder.name, "f", mode))
+
+
+@pytest.mark.semantics("attributes-stored")
+def test_attributes_are_stored_together_soon_after(bucket: str, mount: Mounter, client: Client) -> None:
+    """What chmod, chown and utimensat change one after the other is one message; fsync stores it at once."""
+    root = mount(f"/{bucket}").path
+    (root / "f").write_bytes(b"x")
+    (root / "d").mkdir()
+    before = client.info(bucket)["state"]["last_seq"]
+    for path in (root / "f", root / "d"):
+        path.chmod(0o700)
+        os.chown(path, 1, 2)
+        path.chmod(0o711)
+        os.utime(path, ns=(NS, NS))
+    for name, mode in (("f", "100711"), ("d/", "40711")):
+        until(partial(stored_mode, client, bucket, name, mode))
+        assert client.stored(bucket, name)["metadata"]["gid"] == "2"
+        assert client.stored(bucket, name)["metadata"]["mtime"].startswith("2009-02-13T23:31:30.123456789")
+    assert client.info(bucket)["state"]["last_seq"] == before + 2
+    for path, name in ((root / "f", "f"), (root / "d", "d/")):
+        path.chmod(0o755)
+        with opened(path, os.O_RDONLY) as fd:
+            os.fsync(fd)
+        assert client.stored(bucket, name)["metadata"]["mode"].endswith("755")
+
+
+@pytest.mark.semantics("attributes-stored")
+def test_a_rename_carries_attributes_along(bucket: str, mount: Mounter, client: Client) -> None:
+    """As rsync and editors do it: write a temporary file, set times and mode, rename it over the old one."""
+    root = mount(f"/{bucket}").path
+    (root / "f").write_bytes(b"old")
+    (root / "t").write_bytes(b"new")
+    before = client.info(bucket)["state"]["last_seq"]
+    os.utime(root / "t", ns=(NS, NS))
+    (root / "t").chmod(0o640)
+    (root / "t").rename(root / "f")
+    stored = client.stored(bucket, "f")["metadata"]
+    assert (stored["mode"], stored["mtime"][:29]) == ("100640", "2009-02-13T23:31:30.123456789")
+    never(
+        lambda: client.info(bucket)["state"]["last_seq"] > before + 2, 0.5, "more than the rename is stored"
+    )
+
+
+@pytest.mark.semantics("attributes-stored")
+def test_attributes_set_just_before_the_unmount(bucket: str, mount: Mounter, client: Client) -> None:
+    mounted = mount(f"/{bucket}")
+    (mounted.path / "d").mkdir()
+    (mounted.path / "d/f").touch()
+    (mounted.path / "d/f").chmod(0o600)
+    (mounted.path / "d").chmod(0o700)
+    assert mounted.finish() == []
+    assert client.stored(bucket, "d/f")["metadata"]["mode"] == "100600"
+    assert client.stored(bucket, "d/")["metadata"]["mode"] == "40700"

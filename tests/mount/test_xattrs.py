@@ -621,6 +621,7 @@ def test_what_nats_knows_of_an_object(folder: Path, client: Client) -> None:
     with raises(errno.ENODATA):
         shown(path.parent, "nuid")  # a directory that follows from a name has no object
     path.parent.chmod(0o700)
+    until(lambda: client.meta(folder.name, "d/"))
     assert shown(path.parent, "nuid") == client.stored(folder.name, "d/")["nuid"]
 
 
