@@ -88,7 +88,7 @@ def conformance(tmp_path: Path, *arguments: str | Path, status: int) -> tuple[st
     (tmp_path / "temporary").mkdir(exist_ok=True, mode=0o755)
     done = subprocess.run(
         [
-            *(sys.executable, "-m", "tests.conformance", "--expected", tmp_path / "expected.toml"),
+            *(sys.executable, "-P", "-m", "tests.conformance", "--expected", tmp_path / "expected.toml"),
             *("--helpers", tmp_path / "helpers", *arguments),
         ],
         stdin=subprocess.DEVNULL,

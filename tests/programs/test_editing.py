@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import mailbox
 import os
+import shelve
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -137,6 +140,33 @@ def test_log_is_copied_and_truncated(folder: Path) -> None:
         log.write(b"after\n")
     assert (folder / "log").read_bytes() == b"after\n"
     assert (folder / "log.1").read_bytes() == b"before\n"
+
+
+@pytest.mark.semantics("mail-and-database-files")
+def test_mailboxes_and_shelves(folder: Path) -> None:
+    """Mailboxes (with their lock files), Maildirs, dbm files and temporary files of Python's library work."""
+    for kind in (mailbox.mbox, mailbox.Maildir):
+        path = folder / kind.__name__
+        for number in range(3):
+            box = kind(path)
+            box.lock()
+            box.add(f"Subject: {number}\n\ntext\n")
+            box.flush()
+            box.unlock()
+            box.close()
+        with contextlib.closing(kind(path)) as box:
+            assert sorted(message["Subject"] for message in box) == ["0", "1", "2"]
+    for number in range(3):
+        with shelve.open(folder / "shelf") as shelf:
+            shelf[str(number)] = list(range(number))
+    with shelve.open(folder / "shelf", flag="r") as shelf:
+        assert dict(shelf) == {"0": [], "1": [0], "2": [0, 1]}
+    with tempfile.TemporaryFile(dir=folder) as unnamed, tempfile.NamedTemporaryFile(dir=folder) as named:
+        for file in (unnamed, named):
+            file.write(noise(100_000))
+            file.seek(0)
+            assert file.read() == noise(100_000)
+    assert not list(folder.glob("tmp*")) + list(folder.glob("*.lock"))
 
 
 @pytest.mark.semantics("tail-follows")

@@ -159,6 +159,21 @@ def test_daemon_is_killed(bucket: str, mount: Mounter, client: Client, tmp_path:
 
 
 @pytest.mark.semantics("sqlite-on-one-mount")
+@pytest.mark.parametrize("mode", ["delete", "wal"])
+def test_mapped_database(folder: Path, mode: str) -> None:
+    """A reader that maps the database file (PRAGMA mmap_size) sees what another process commits."""
+    path = folder / "db"
+    create(path, mode)
+    with closing(sqlite3.connect(path, timeout=100, isolation_level=None)) as db:
+        assert db.execute("PRAGMA mmap_size=10000000").fetchone() == (10_000_000,)
+        for seed in range(3):
+            subprocess.run([sys.executable, "-c", TRANSFER, path, mode, str(seed), "3"], check=True)
+            assert db.execute("SELECT count(*), sum(amount) FROM account").fetchone() == (500, 50_000)
+            assert db.execute("SELECT count(*) FROM log").fetchone() == (3 * (seed + 1),)
+    check(path, 9)
+
+
+@pytest.mark.semantics("sqlite-on-one-mount")
 def test_vacuum_backup_and_change_of_mode(folder: Path, tmp_path: Path) -> None:
     """VACUUM, the backup API in both directions and a change of the journal mode work on the mount."""
     path = folder / "db"
