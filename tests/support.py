@@ -528,7 +528,7 @@ def natsfs(*arguments: str | Path, limit: float = 60.0) -> subprocess.CompletedP
     """The natsfs command of this repository."""
     path = os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")]))
     return subprocess.run(
-        [sys.executable, "-m", "natsfs", *map(str, arguments)],
+        [sys.executable, "-P", "-m", "natsfs", *map(str, arguments)],
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,

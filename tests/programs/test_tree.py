@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import Client, Mount, Mounter, Server, differences, run, snapshot, until
+from tests.support import Client, Mount, Server, differences, run, snapshot, until
 
 PAST = 1_000_000_000_123_456_789
 
@@ -131,34 +131,6 @@ def test_cp_between_two_buckets(folder: Path, client: Client, tmp_path: Path) ->
         client.delete_bucket(other.name)
 
 
-def test_rsync_in_place_and_with_deletion(folder: Path, tmp_path: Path) -> None:
-    """rsync -a --delete, --inplace and --append-verify bring a changed tree over."""
-    source = tmp_path / "source"
-    (source / "a/b").mkdir(parents=True)
-    (source / "a/big").write_bytes(os.urandom(2_000_000))
-    (source / "a/b/small").write_bytes(b"1")
-
-    def make_old(seconds: int) -> None:
-        for path in (source, *source.rglob("*")):
-            os.utime(path, ns=(PAST, PAST + seconds * 10**9))  # rsync takes times in one second for the same
-
-    make_old(0)
-    run("rsync", "-a", f"{source}/", folder / "copy")
-    with (source / "a/big").open("r+b") as file:
-        file.seek(700_000)
-        file.write(b"changed")
-        file.seek(0, os.SEEK_END)
-        file.write(b"appended")
-    (source / "a/b/small").unlink()
-    make_old(5)
-    run("rsync", "-a", "--inplace", "--no-whole-file", "--delete", f"{source}/", folder / "copy")
-    assert differences(snapshot(source), snapshot(folder / "copy")) == []
-    with (source / "a/big").open("ab") as end:
-        end.write(b"more")
-    run("rsync", "-a", "--append-verify", f"{source}/", folder / "copy")
-    assert differences(snapshot(source), snapshot(folder / "copy")) == []
-
-
 def test_many_tools_at_once(folder: Path, source: Path) -> None:
     """Four trees are copied in side by side, while `find` walks; all of them are whole."""
     part = source / "email"
@@ -171,69 +143,3 @@ def test_many_tools_at_once(folder: Path, source: Path) -> None:
     assert [process.returncode for process in copies] == [0] * 4
     for number in range(4):
         assert differences(snapshot(part), snapshot(folder / f"copy{number}")) == []
-
-
-GIT = {
-    "GIT_CONFIG_GLOBAL": "/dev/null",
-    "GIT_CONFIG_SYSTEM": "/dev/null",
-    **{
-        f"GIT_{who}_{what}": value
-        for who in ("AUTHOR", "COMMITTER")
-        for what, value in (("NAME", "Test"), ("EMAIL", "test@localhost"), ("DATE", "2024-01-01T00:00:00Z"))
-    },
-}
-
-
-def git(*arguments: str | Path, cwd: Path) -> str:
-    return run("git", *arguments, cwd=cwd, env=os.environ | GIT).stdout
-
-
-def test_git(folder: Path, source: Path) -> None:
-    """init, commit, branch, clone, rename of directories, gc and fsck, all of it on the mount."""
-    work = folder / "work"
-    work.mkdir()
-    git("init", "--initial-branch=main", cwd=work)
-    shutil.copytree(source / "email", work / "email")
-    shutil.copytree(source / "json", work / "json")
-    git("add", "--all", cwd=work)
-    git("commit", "--message=one", cwd=work)
-    assert git("status", "--porcelain", cwd=work) == ""
-
-    git("mv", "email", "post", cwd=work)
-    (work / "json/decoder.py").write_text("changed\n")
-    git("commit", "--all", "--message=two", cwd=work)
-    git("checkout", "-b", "other", "HEAD~1", cwd=work)
-    assert (work / "email").is_dir()
-    assert not (work / "post").exists()
-    (work / "new").write_text("new\n")
-    git("add", "new", cwd=work)
-    git("commit", "--message=three", cwd=work)
-    git("merge", "--message=merged", "main", cwd=work)
-    assert (work / "json/decoder.py").read_text() == "changed\n"
-
-    git("clone", "--no-local", work, folder / "clone", cwd=folder)
-    run("diff", "-r", "--exclude=.git", work, folder / "clone")
-    git("gc", "--prune=now", cwd=work)
-    git("fsck", "--full", "--strict", cwd=work)
-    git("fsck", "--full", "--strict", cwd=folder / "clone")
-
-    (folder / "work").rename(folder / "moved")
-    assert git("status", "--porcelain", cwd=folder / "moved") == ""
-    git("fsck", "--full", cwd=folder / "moved")
-    assert len(git("log", "--oneline", cwd=folder / "moved").splitlines()) == 4
-
-
-def test_git_worktree_survives_a_remount(bucket: str, mount: Mounter, tmp_path: Path) -> None:
-    """After a remount git's index still fits the files: `git diff-files` without a refresh finds nothing."""
-    first = mount(f"/{bucket}", folder=tmp_path)
-    work = first.path / "work"
-    work.mkdir()
-    git("init", "--initial-branch=main", cwd=work)
-    for number in range(20):
-        (work / f"f{number}").write_text(f"{number}\n")
-    git("add", "--all", cwd=work)
-    git("commit", "--message=one", cwd=work)
-    assert git("diff-files", cwd=work) == ""
-    assert first.finish() == []
-    mount(f"/{bucket}", folder=tmp_path)
-    assert git("diff-files", cwd=work) == ""
