@@ -14,8 +14,7 @@ def told(call: Callable[..., Any], *args: Any, **more: Any) -> Any:
     try:
         return call(*args, **more)
     except OSError as error:
-        assert error.errno is not None
-        return errno.errorcode[error.errno]
+        return errno.errorcode[error.errno or 0]
 
 
 def report(differences: Iterable[str]) -> None:
