@@ -16,7 +16,6 @@ from __future__ import annotations
 import errno
 import logging
 import os
-import stat
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -449,11 +448,3 @@ class File:
             self._spool.discard()
             self._spool = None
         self._overlay = None
-
-    def kill_privileges(self) -> None:
-        """A write by whoever takes away set-user-ID and, where group execution is allowed, set-group-ID."""
-        attributes = self.inode.attributes
-        mode = attributes.mode & ~stat.S_ISUID
-        if mode & stat.S_IXGRP:
-            mode &= ~stat.S_ISGID
-        attributes.mode = mode

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import trio
 
-from natsfs.catalog.inodes import AttributesChanged, Inode
+from natsfs.catalog.inodes import Inode
 from natsfs.errors import BucketGone, ChunksGone, Conflict, StoreError
 from natsfs.files.file import ATTEMPTS, File
 from natsfs.files.reader import Sequence
@@ -126,9 +126,6 @@ class Files:
 
     async def write(self, fh: int, offset: int, data: bytes) -> int:
         handle = self._handles[fh]
-        if handle.file.inode.attributes.mode & 0o6000:
-            handle.file.kill_privileges()
-            self.volume.notifier.send([AttributesChanged(handle.file.inode.ino)])
         return await handle.file.write(offset, data, append=bool(handle.flags & os.O_APPEND))
 
     async def flush(self, fh: int) -> None:

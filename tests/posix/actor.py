@@ -1,7 +1,7 @@
 """Another process that makes system calls when it is told to.
 
-The process is a plain Python without this repository, so that any user can run it; it starts in a directory of its own
-and gets paths relative to it.
+It starts in a directory that is given to it and gets paths relative to it, so that it reaches that directory as any
+user, wherever it lies; Python and its modules may lie where only root can read.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 PROGRAM = r"""
-import base64, errno, fcntl, json, mmap, os, signal, stat, struct, sys
+import errno, fcntl, json, os, stat, struct, subprocess, sys
 
 def flock(fd, kind, wait=False):
     fcntl.flock(fd, getattr(fcntl, kind) | (0 if wait else fcntl.LOCK_NB))
@@ -47,13 +47,20 @@ def append(path, text="more"):
 
 def attributes(path):
     s = os.lstat(path)
-    return [oct(s.st_mode), s.st_uid, s.st_gid, s.st_size]
+    return [oct(s.st_mode), s.st_uid, s.st_gid, None if stat.S_ISDIR(s.st_mode) else s.st_size]
 
 def execute(path, *arguments):
-    import subprocess
     return subprocess.run([path, *arguments], capture_output=True, text=True).stdout.strip()
 
-OWN = {call.__name__: call for call in (flock, lock, content, create, append, attributes, execute)}
+def set_times(path, atime, mtime):
+    os.utime(path, (atime, mtime))
+
+def become(user, group, groups):
+    os.setgroups(groups)
+    os.setresgid(group, group, group)
+    os.setresuid(user, user, user)
+
+OWN = {call.__name__: call for call in (flock, lock, content, create, append, attributes, execute, set_times, become)}
 
 print(json.dumps(os.getpid()), flush=True)
 for line in sys.stdin:
@@ -74,25 +81,22 @@ class Actor:
         self,
         directory: Path,
         *,
-        user: int | None = None,
-        group: int | None = None,
-        groups: Sequence[int] | None = None,
+        user: tuple[int, int, Sequence[int]] | None = None,
         umask: int = -1,
         pass_fds: Sequence[int] = (),
     ) -> None:
         self._process = subprocess.Popen(
-            [sys._base_executable, "-I", "-c", PROGRAM],  # type: ignore[attr-defined]
+            [sys.executable, "-I", "-c", PROGRAM],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
             cwd=directory,
-            user=user,
-            group=group,
-            extra_groups=groups,
             umask=umask,
             pass_fds=pass_fds,
         )
         self.pid: int = self._answer()
+        if user is not None:
+            assert self("become", *user) is None
 
     def _answer(self) -> Any:
         assert self._process.stdout is not None
