@@ -19,16 +19,17 @@ import errno, fcntl, json, os, stat, struct, subprocess, sys
 def flock(fd, kind, wait=False):
     fcntl.flock(fd, getattr(fcntl, kind) | (0 if wait else fcntl.LOCK_NB))
 
-def record(command, kind, start, length):
+def record(kind, start, length):
     return struct.pack("hhqqi4x", getattr(fcntl, kind), 0, start, length, 0)
 
 def lock(fd, kind, start=0, length=0, command="F_SETLK"):
     number = {"F_OFD_GETLK": 36, "F_OFD_SETLK": 37, "F_OFD_SETLKW": 38}.get(command) or getattr(fcntl, command)
-    answer = fcntl.fcntl(fd, number, record(command, kind, start, length))
+    answer = fcntl.fcntl(fd, number, record(kind, start, length))
     if "GETLK" in command:
         kind, _, start, length, pid = struct.unpack("hhqqi4x", answer)
         return [{v: k for k, v in vars(fcntl).items() if k in ("F_RDLCK", "F_WRLCK", "F_UNLCK")}[kind],
                 *([] if kind == fcntl.F_UNLCK else [start, length, pid])]
+    return None
 
 def content(path):
     with open(path, "rb") as file:
@@ -52,6 +53,14 @@ def attributes(path):
 def execute(path, *arguments):
     return subprocess.run([path, *arguments], capture_output=True, text=True).stdout.strip()
 
+def count(path, times):
+    for _ in range(times):
+        fd = os.open(path, os.O_RDWR)
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        number = int(os.pread(fd, 100, 0))
+        os.pwrite(fd, str(number + 1).encode(), 0)
+        os.close(fd)
+
 def set_times(path, atime, mtime):
     os.utime(path, (atime, mtime))
 
@@ -60,7 +69,8 @@ def become(user, group, groups):
     os.setresgid(group, group, group)
     os.setresuid(user, user, user)
 
-OWN = {call.__name__: call for call in (flock, lock, content, create, append, attributes, execute, set_times, become)}
+OWN = (flock, lock, content, create, append, attributes, execute, count, set_times, become)
+OWN = {call.__name__: call for call in OWN}
 
 print(json.dumps(os.getpid()), flush=True)
 for line in sys.stdin:
@@ -120,9 +130,6 @@ class Actor:
 
     def kill(self) -> None:
         self._process.kill()
-        self.close()
-
-    def close(self) -> None:
         for stream in (self._process.stdin, self._process.stdout):
             if stream is not None:
                 stream.close()
@@ -132,4 +139,4 @@ class Actor:
         return self
 
     def __exit__(self, *_: Any) -> None:
-        self.close()
+        self.kill()
