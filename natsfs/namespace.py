@@ -90,6 +90,8 @@ class Namespace:
             attributes = Attributes(mode, defaults.uid, defaults.gid, 0, born, born, born, born)
             node.inode = Inode(ino, None, node, attributes)
             node.ino = ino
+            # Its attributes are stored nowhere else: they have to stay when the kernel forgets it.
+            node.inode.pins += 1
             volume.inodes.add(node.inode)
         return node.inode
 

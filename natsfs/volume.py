@@ -471,8 +471,11 @@ class Volume:
         self.root.children.pop(node.name, None)
         self.root.subdirs -= 1
         if node.inode is not None:
-            node.inode.node = None
-            node.inode.unlinked = True
+            inode = node.inode
+            inode.node = None
+            inode.unlinked = True
+            inode.pins -= 1
+            self.inodes.release(inode)
         if mounted.catalog is not None:
             mounted.catalog.gone = True
         self._touch_root()

@@ -124,7 +124,7 @@ class Attributes:
         )
 
     def drop_privileges(self) -> None:
-        """What a write or a chown takes from a regular file: set-user-ID, and set-group-ID if the group may execute."""
+        """What chown(2) takes from a regular file: set-user-ID, and set-group-ID if the group may execute."""
         self.mode &= ~stat.S_ISUID
         if self.mode & stat.S_IXGRP:
             self.mode &= ~stat.S_ISGID

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import trio
 
-from natsfs.catalog.inodes import AttributesChanged, Inode
+from natsfs.catalog.inodes import Inode
 from natsfs.catalog.xattrs import Edit, add
 from natsfs.errors import BucketGone, ChunksGone, Conflict, StoreError
 from natsfs.files.file import ATTEMPTS, File
@@ -133,9 +133,6 @@ class Files:
 
     async def write(self, fh: int, offset: int, data: bytes) -> int:
         handle = self._handles[fh]
-        if handle.file.inode.attributes.mode & 0o6000:
-            handle.file.inode.attributes.drop_privileges()
-            self.volume.notifier.send([AttributesChanged(handle.file.inode.ino)])
         return await handle.file.write(offset, data, append=bool(handle.flags & os.O_APPEND))
 
     async def flush(self, fh: int) -> None:

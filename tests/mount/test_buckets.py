@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
+import stat
 import subprocess
 import time
 from pathlib import Path
+
+import pytest
 
 from tests.support import Client, Mount, Mounter, opened, raises, run, until
 
@@ -152,3 +156,15 @@ def test_a_file_of_a_removed_bucket_stays_readable(shared: Mount, client: Client
         client.delete_bucket("removed")
         until(lambda: not path.exists())
         assert os.pread(fd, 1000, 0) == b"x" * 1000
+
+
+@pytest.mark.semantics("attributes-stay")
+def test_attributes_of_a_bucket_that_the_kernel_forgets(folder: Path) -> None:
+    """Mode and times of a bucket's own directory hold until the unmount, whatever the kernel drops from its caches."""
+    (folder / "f").touch()
+    folder.chmod(0o750)
+    os.utime(folder, ns=(1, 2))
+    with contextlib.suppress(PermissionError), open("/proc/sys/vm/drop_caches", "w") as control:
+        control.write("2")
+    status = folder.stat()
+    assert (stat.S_IMODE(status.st_mode), status.st_atime_ns, status.st_mtime_ns) == (0o750, 1, 2)
