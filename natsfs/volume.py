@@ -48,6 +48,7 @@ log = logging.getLogger(__name__)
 
 BUCKET_POLL = 30.0  # seconds between two looks at the list of buckets, where advisories do not tell
 RECONCILE = 60.0  # seconds between two comparisons of the catalog with the subjects that are stored
+EXPIRE = 1.0  # seconds between two looks at what has reached its stream's max_age
 SUSPECTS = 1000  # names that are asked about one by one; of more, the whole list is asked for
 OUTCOME_UNKNOWN = 0  # in place of the sequence that ended a version: it is not known whether it ever was one
 INFO_AGE = 2.0  # seconds for which statfs(2) believes the last answer
@@ -246,6 +247,7 @@ class Volume:
         self._nursery.start_soon(self.purges.run)
         self._nursery.start_soon(self._poll_buckets)
         self._nursery.start_soon(self._reconcile_all)
+        self._nursery.start_soon(self._expire_all)
 
     async def close(self) -> None:
         """After the last commit: stop everything that was started; bounded in time."""
@@ -386,6 +388,29 @@ class Volume:
             for mounted in list(self.buckets.values()):
                 if mounted.catalog is not None and mounted.catalog.loaded and not mounted.catalog.gone:
                     await self._look_again(mounted.catalog, None)
+
+    async def _expire_all(self) -> None:
+        """A message that reaches the stream's max_age goes without a sign: whether it has is asked when it is due."""
+        while True:
+            await trio.sleep(EXPIRE)
+            for mounted in list(self.buckets.values()):
+                catalog, info = mounted.catalog, mounted.info
+                if (
+                    info is None
+                    or not info.ttl
+                    or catalog is None
+                    or not catalog.loaded
+                    or not mounted.followed
+                ):
+                    continue
+                before_ns = time.time_ns() - int(info.ttl * 1e9)
+                due = catalog.expired(before_ns)
+                if len(due) > SUSPECTS:
+                    await self._look_again(catalog, None)
+                for subject in due if len(due) <= SUSPECTS else ():
+                    await self._look_again(catalog, subject)
+                for subject in due:
+                    catalog.not_expired(subject, before_ns + int(EXPIRE * 1e9))
 
     # --- buckets ----------------------------------------------------------------------------------------------
 

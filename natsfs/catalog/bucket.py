@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from heapq import heapify, heappop, heappush
 
 from natsfs.catalog.attributes import SYMLINK_KEY, Attributes, Defaults, named_ns, parse_time, removed_ns
 from natsfs.catalog.inodes import (
@@ -76,6 +77,9 @@ class Bucket:
         self._unseen: set[str] = set()
         self._void = False
         self._pending: dict[str, Metadata | None] = {}
+        self._ages: list[tuple[int, int, str]] | None = (
+            None  # a heap of (time, sequence, subject), where age matters
+        )
         self._removals: list[Metadata] = []  # tombstones of a listing: the directory may follow behind them
         self._listed_seq = 0
         self.watched_seq = 0  # everything up to this stream sequence has been taken in
@@ -290,8 +294,33 @@ class Bucket:
             self._subjects[subject] = meta
             if meta.nuid:
                 self._by_nuid.setdefault(meta.nuid, []).append(subject)
+            if self._ages is not None:
+                heappush(self._ages, (meta.time_ns, meta.seq, subject))
             self._bind(meta, inode, effects)
         return effects
+
+    def expired(self, before_ns: int) -> list[str]:
+        """The live subjects whose message is older; to be asked every now and then where the stream has a max_age.
+
+        The server drops such messages without a word. What turns out to be there still is told by `not_expired`.
+        """
+        if self._ages is None:
+            self._ages = [
+                (m.time_ns, m.seq, m.subject) for m in self._subjects.values() if not isinstance(m, int)
+            ]
+            heapify(self._ages)
+        found = []
+        while self._ages and self._ages[0][0] < before_ns:
+            _, seq, subject = heappop(self._ages)
+            if (meta := self.live(subject)) is not None and meta.seq == seq:
+                found.append(subject)
+        return found
+
+    def not_expired(self, subject: str, time_ns: int) -> None:
+        """The store still has it: its message counts as one of `time_ns` from now on."""
+        meta = self.live(subject)
+        if meta is not None and self._ages is not None:
+            heappush(self._ages, (time_ns, meta.seq, subject))
 
     def purged(self, subject: str, seq: int | None = None) -> list[Effect]:
         """The subject holds no message any more (nor did when its newest known one was `seq`)."""

@@ -19,7 +19,7 @@ from natsfs.catalog.inodes import Inode
 from natsfs.catalog.xattrs import Edit, add
 from natsfs.errors import BucketGone, ChunksGone, Conflict, StoreError
 from natsfs.files.file import ATTEMPTS, File
-from natsfs.files.reader import Sequence
+from natsfs.files.reader import Sequence, Version
 from natsfs.holders import open_for_writing
 from natsfs.volume import Volume
 
@@ -118,11 +118,27 @@ class Files:
                 await self.release(number)
                 if inode.meta is not None and inode.bucket is not None:
                     await self.volume.refresh(inode.bucket, inode.meta.subject)
+                    self._refuse_hollow(inode, version)
                 raise
             except BaseException:
                 await self.release(number)
                 raise
         return number
+
+    def _refuse_hollow(self, inode: Inode, version: Version) -> None:
+        """The store says that the name still leads to chunks that are not there."""
+        assert inode.bucket is not None
+        meta = inode.bucket.live(version.meta.subject)
+        if meta is None or meta.nuid != version.meta.nuid:
+            return
+        mounted = self.volume.buckets.get(inode.bucket.name)
+        if mounted is not None and mounted.info is not None and mounted.info.ttl:
+            # A chmod renews the age of the metadata and not that of the chunks.
+            raise OSError(errno.ENOENT, "the content has expired", inode.name)
+        log.error(
+            "%s/%s has lost its content: chunks of %s are gone", inode.bucket.name, inode.name, meta.nuid
+        )
+        raise OSError(errno.EIO, "chunks are gone", inode.name)
 
     def handle(self, fh: int) -> Handle:
         return self._handles[fh]
