@@ -11,6 +11,8 @@ import random
 from collections import deque
 from pathlib import Path
 
+from tests.posix import libc
+
 LIMIT = 256 * 1024
 RARE_LIMIT = 3 * 1024 * 1024  # over several chunks, and over the size that is published early
 HISTORY = 30
@@ -45,11 +47,11 @@ class Exerciser:
             self.forget_pages: 10,
             self.look: 50,
             self.read_all: 3,
-            self.sync: 2,
-            self.reopen: 2,
+            self.sync: 5,
+            self.reopen: 5,
             self.truncate_by_name: 10,
             self.empty: 0.3,
-            self.grow: 0.1,
+            self.grow: 0.3,
             self.rename: 0.5,
         }
         self.calls, self.weights = list(weights), list(weights.values())
@@ -147,8 +149,8 @@ class Exerciser:
         self.note(f"load {start} +{size}")
         if size:
             page = start // mmap.PAGESIZE * mmap.PAGESIZE
-            with mmap.mmap(self.fd, start + size - page, prot=mmap.PROT_READ, offset=page) as mapping:
-                self.compare(mapping[start - page :], start, "load")
+            with libc.Mapping(self.fd, start + size - page, page) as mapping:
+                self.compare(mapping.load(start - page, size), start, "load")
 
     def store(self) -> None:
         start, size = self.range(len(self.model))
@@ -156,10 +158,10 @@ class Exerciser:
         self.note(f"store {start} +{size}{', msync' if flush else ''}")
         if size:
             page = start // mmap.PAGESIZE * mmap.PAGESIZE
-            with mmap.mmap(self.fd, start + size - page, offset=page) as mapping:
-                mapping[start - page :] = data
+            with libc.Mapping(self.fd, start + size - page, page, writable=True) as mapping:
+                mapping.store(start - page, data)
                 if flush:
-                    mapping.flush()
+                    mapping.sync()
             self.put(start, data)
 
     def cut(self) -> None:
