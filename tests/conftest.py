@@ -14,6 +14,13 @@ from tests.support import LIVE, Client, Mount, Mounter, Server
 _numbers = count(1)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--fsx-operations", type=int, default=100_000, help="how many random calls test_fsx makes"
+    )
+    parser.addoption("--fsx-seed", type=int, help="make the calls of a run that failed again")
+
+
 @pytest.fixture(scope="session")
 def nats_server() -> Iterator[Server]:
     """One server for the whole run; tests keep apart by their buckets."""

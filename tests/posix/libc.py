@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import mmap
 import os
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,20 @@ _libc.rewinddir.argtypes = (ctypes.c_void_p,)
 _libc.telldir.restype = ctypes.c_long
 _libc.seekdir.argtypes = (ctypes.c_void_p, ctypes.c_long)
 _libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
+
+
+_libc.mmap.restype = ctypes.c_void_p
+_libc.mmap.argtypes = (
+    ctypes.c_void_p,
+    ctypes.c_size_t,
+    ctypes.c_int,
+    ctypes.c_int,
+    ctypes.c_int,
+    ctypes.c_int64,
+)
+_libc.munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
+_libc.msync.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+_MS_SYNC = 4
 
 
 def _checked(result: int) -> int:
@@ -94,6 +109,37 @@ class Directory:
         _libc.closedir(self._stream)
 
     def __enter__(self) -> Directory:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.close()
+
+
+class Mapping:
+    """mmap(2) alone: the module `mmap` keeps a duplicate of the descriptor, whose close(2) commits."""
+
+    def __init__(self, fd: int, length: int, offset: int = 0, *, writable: bool = False) -> None:
+        self._length = length
+        protection = mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0)
+        address = _libc.mmap(None, length, protection, mmap.MAP_SHARED, fd, offset)
+        _checked(-1 if address == ctypes.c_void_p(-1).value else 0)
+        self._address: int = address
+
+    def load(self, start: int, size: int) -> bytes:
+        assert 0 <= start <= start + size <= self._length
+        return ctypes.string_at(self._address + start, size)
+
+    def store(self, start: int, data: bytes) -> None:
+        assert 0 <= start <= start + len(data) <= self._length
+        ctypes.memmove(self._address + start, data, len(data))
+
+    def sync(self) -> None:
+        _checked(_libc.msync(self._address, self._length, _MS_SYNC))
+
+    def close(self) -> None:
+        _checked(_libc.munmap(self._address, self._length))
+
+    def __enter__(self) -> Mapping:
         return self
 
     def __exit__(self, *_: Any) -> None:

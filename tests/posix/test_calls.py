@@ -15,7 +15,7 @@ import pytest
 from tests.posix import libc
 from tests.posix.actor import Actor
 from tests.posix.both import Both, told
-from tests.support import Mount, noise, opened, raises
+from tests.support import Client, Mount, noise, opened, raises, until
 
 BIG = noise(3_000_000, 5)
 
@@ -220,13 +220,16 @@ def test_a_mapping_that_outlives_its_descriptor(both: Both) -> None:
             path = top / end
             path.write_bytes(bytes(10_000))
             with opened(path, os.O_RDWR) as fd:
-                mapping = mmap.mmap(fd, 10_000)
-            mapping[5_000:5_005] = b"after"
+                mapping = libc.Mapping(fd, 10_000, writable=True)
+            mapping.store(5_000, b"after")
             if end == "msync":
-                mapping.flush()
+                mapping.sync()
                 answers.append(path.read_bytes())
-                mapping[0:5] = b"again"
+                mapping.store(0, b"again")
+            answers.append(path.read_bytes())
             mapping.close()
+            answers.append(path.read_bytes())
+            drop_pages(path)
             answers.append(path.read_bytes())
             answers.append(path.stat().st_size)
         return answers
@@ -241,10 +244,10 @@ def test_a_mapping_of_a_removed_file(both: Both) -> None:
     def steps(top: Path) -> list[Any]:
         (top / "f").write_bytes(noise(100_000, 3))
         with opened(top / "f", os.O_RDWR) as fd:
-            mapping = mmap.mmap(fd, 100_000)
+            mapping = libc.Mapping(fd, 100_000, writable=True)
         os.unlink(top / "f")
-        mapping[3:6] = b"new"
-        answers = [mapping[:10], mapping[90_000:]]
+        mapping.store(3, b"new")
+        answers: list[Any] = [mapping.load(0, 10), mapping.load(90_000, 10_000)]
         mapping.close()
         return [*answers, os.listdir(top)]
 
@@ -902,3 +905,14 @@ def test_what_is_not_supported(folder: Path) -> None:
     with opened(folder / "f", os.O_RDWR) as fd:
         os.posix_fallocate(fd, 0, 1000)
     assert (folder / "f").read_bytes() == b"data" + bytes(996)
+
+
+@pytest.mark.semantics("mappings")
+def test_stores_after_close_reach_the_store(folder: Path, client: Client) -> None:
+    """What is stored through a mapping that outlives its descriptor is committed after munmap(2)."""
+    (folder / "f").write_bytes(bytes(10_000))
+    with opened(folder / "f", os.O_RDWR) as fd:
+        mapping = libc.Mapping(fd, 10_000, writable=True)
+    mapping.store(5_000, b"after")
+    mapping.close()
+    until(lambda: client.read(folder.name, "f")[5_000:5_005] == b"after")

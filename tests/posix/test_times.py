@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import mmap
 import os
 import stat
 import time
@@ -31,9 +30,9 @@ def with_handle(flags: int, call: Callable[[int], Any]) -> Callable[[Path], None
 
 
 def store(fd: int) -> None:
-    with mmap.mmap(fd, 0) as mapping:
-        mapping[0:3] = b"map"
-        mapping.flush()
+    with libc.Mapping(fd, 4, writable=True) as mapping:
+        mapping.store(0, b"map")
+        mapping.sync()
 
 
 def date(fd: int) -> None:
@@ -46,8 +45,8 @@ def write_and_date(fd: int) -> None:
 
 
 def load(fd: int) -> None:
-    with mmap.mmap(fd, 0, prot=mmap.PROT_READ) as mapping:
-        assert mapping[0:3]
+    with libc.Mapping(fd, 4) as mapping:
+        assert mapping.load(0, 3)
 
 
 def copy(top: Path) -> None:
