@@ -227,6 +227,7 @@ def test_nothing_is_taken_in_after_the_first_commit_failed(
     assert len(run(nats_server, bucket, tmp_path, work)) == 1
 
 
+@pytest.mark.semantics("building-on-old-fails")
 def test_a_name_that_others_remove_while_it_is_written_comes_back_with_the_new_content(
     nats_server: Server, bucket: str, client: Client, tmp_path: Path
 ) -> None:

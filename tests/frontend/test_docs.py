@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import shutil
 import subprocess
@@ -52,3 +53,15 @@ def test_man_page_has_no_faults(program: list[str]) -> None:
         return  # either formatter is enough, and a machine without one is no reason to fail
     done = subprocess.run([*program, MAN], capture_output=True, text=True, timeout=30)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_every_statement_of_the_semantics_has_a_test_and_every_test_its_statement() -> None:
+    stated = re.findall(r"^- \*\*([a-z0-9-]+)\*\* ", (DOCS / "semantics.md").read_text(), re.MULTILINE)
+    assert len(stated) == len(set(stated)), "a statement stands twice"
+    shown: set[str] = set()
+    for path in (DOCS.parent / "tests").rglob("test_*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "pytest.mark.semantics":
+                shown |= {str(ast.literal_eval(argument)) for argument in node.args}
+    assert set(stated) - shown == set(), "statements without a test"
+    assert shown - set(stated) == set(), "tests of statements that are not there"

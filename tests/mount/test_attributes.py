@@ -21,6 +21,7 @@ def stored_mode(client: Client, bucket: str, name: str, mode: str) -> bool:
     return bool(client.stored(bucket, name)["metadata"]["mode"] == mode)
 
 
+@pytest.mark.semantics("defaults")
 def test_defaults_of_foreign_objects(bucket: str, mount: Mounter, client: Client) -> None:
     """An object without attributes has the mounting user, the default modes and the time of its message."""
     before = time.time()
@@ -31,6 +32,7 @@ def test_defaults_of_foreign_objects(bucket: str, mount: Mounter, client: Client
     assert before - 1 <= status.st_mtime <= time.time() + 1
 
 
+@pytest.mark.semantics("defaults")
 def test_default_options(bucket: str, mount: Mounter, client: Client) -> None:
     """-o uid, gid, file_mode and dir_mode say what objects without attributes get."""
     client.put(bucket, "d/f", b"x")
@@ -40,6 +42,7 @@ def test_default_options(bucket: str, mount: Mounter, client: Client) -> None:
         assert (stat.S_IMODE(status.st_mode), status.st_uid, status.st_gid) == (mode, 1234, 2345)
 
 
+@pytest.mark.semantics("times-persist")
 def test_attributes_persist(bucket: str, mount: Mounter, tmp_path: Path) -> None:
     """Mode, owner, mtime and atime of files, directories and links are the same after a remount."""
     first = mount(f"/{bucket}", folder=tmp_path)
@@ -73,6 +76,7 @@ def test_attributes_persist(bucket: str, mount: Mounter, tmp_path: Path) -> None
     assert {path: path.lstat().st_atime_ns for path in root.rglob("*")} == atimes
 
 
+@pytest.mark.semantics("metadata-map")
 def test_attributes_of_a_file_being_written(folder: Path, client: Client) -> None:
     """fchmod and utimensat between write and close hold, as `cp -p` and `tar` do it."""
     with opened(folder / "f", os.O_WRONLY | os.O_CREAT, 0o600) as fd:
@@ -107,6 +111,7 @@ def test_chmod_keeps_the_content_and_copies_nothing(folder: Path, client: Client
     assert client.read(folder.name, "f") == b"x" * 1_000_000
 
 
+@pytest.mark.semantics("others-data-survives")
 def test_what_others_stored_survives(folder: Path, client: Client) -> None:
     """Headers, description and unknown metadata stay through chmod, append and rename."""
     more = {"description": "theirs", "headers": {"X-A": ["1", "2"]}, "metadata": {"colour": "blue"}}
@@ -174,6 +179,7 @@ def test_inode_numbers_are_stable(bucket: str, mount: Mounter, tmp_path: Path) -
     assert {str(path): path.stat().st_ino for path in second.path.rglob("*")} == before
 
 
+@pytest.mark.semantics("permissions")
 def test_permissions_are_enforced(bucket: str, mount: Mounter) -> None:
     """Another user may enter with allow_other, and the kernel checks modes."""
     if os.getuid() != 0:

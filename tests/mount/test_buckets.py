@@ -15,6 +15,7 @@ import pytest
 from tests.support import Client, Mount, Mounter, opened, raises, run, until
 
 
+@pytest.mark.semantics("buckets")
 def test_mkdir_and_rmdir_of_a_bucket(shared: Mount, client: Client) -> None:
     """mkdir in the root makes an object store that other clients can use; rmdir deletes it when it is empty."""
     path = shared.path / "new-bucket_1"
@@ -33,6 +34,7 @@ def test_mkdir_and_rmdir_of_a_bucket(shared: Mount, client: Client) -> None:
     assert not path.exists()
 
 
+@pytest.mark.semantics("buckets")
 def test_a_bucket_name_that_nats_does_not_allow(shared: Mount) -> None:
     """EINVAL."""
     for name in ("with space", "dot.ted", "é", "*", ">"):
@@ -50,6 +52,7 @@ def test_files_in_the_root(shared: Mount) -> None:
         os.mkfifo(shared.path / "fifo")
 
 
+@pytest.mark.semantics("buckets")
 def test_rename_between_buckets(shared: Mount, folder: Path, bucket: str) -> None:
     """EXDEV for files and directories, so that mv(1) copies; a bucket itself cannot be renamed."""
     other = shared.path / bucket

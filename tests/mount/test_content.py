@@ -17,6 +17,7 @@ from tests.support import CHUNK, Client, Mount, Mounter, digest_of, noise, opene
 SIZES = [0, 1, CHUNK - 1, CHUNK, CHUNK + 1, 40 * CHUNK + 1]
 
 
+@pytest.mark.semantics("commit")
 @pytest.mark.parametrize("size", SIZES)
 def test_sizes_around_the_chunk_size(folder: Path, client: Client, size: int) -> None:
     """A file of this size is stored in full chunks, with the right digest, and reads back."""
@@ -187,6 +188,7 @@ def test_a_new_file_without_a_write_is_stored(folder: Path, client: Client) -> N
     assert client.stored(folder.name, "f")["size"] == 0
 
 
+@pytest.mark.semantics("own-changes")
 def test_reading_while_writing_by_another_handle(folder: Path) -> None:
     """What one handle wrote, another one reads at once, before any close."""
     with (
@@ -200,6 +202,7 @@ def test_reading_while_writing_by_another_handle(folder: Path) -> None:
         assert (folder / "f").stat().st_size == 12
 
 
+@pytest.mark.semantics("commit")
 def test_fsync_stores(folder: Path, client: Client) -> None:
     """After fsync(2) the content is in the store although the file is still open."""
     with opened(folder / "f", os.O_WRONLY | os.O_CREAT) as fd:
@@ -293,6 +296,7 @@ def test_rename_over_a_file(folder: Path, client: Client) -> None:
     assert client.read(folder.name, "old") == noise(300_000, 1)
 
 
+@pytest.mark.semantics("commit")
 def test_rename_while_open_and_dirty(folder: Path, client: Client) -> None:
     """What is written before and after the rename is found under the new name."""
     with opened(folder / "a", os.O_WRONLY | os.O_CREAT) as fd:

@@ -6,9 +6,12 @@ import os
 import threading
 from pathlib import Path
 
+import pytest
+
 from tests.support import Client, Mounter, run, until
 
 
+@pytest.mark.semantics("directories")
 def test_implied_directories(bucket: str, mount: Mounter, client: Client) -> None:
     """`a/b/c` makes the directories a and a/b, before and after the mount."""
     client.put(bucket, "a/b/c", b"1")
@@ -30,6 +33,7 @@ def test_an_implied_directory_goes_with_its_last_object(bucket: str, mount: Moun
     until(lambda: os.listdir(root) == [])
 
 
+@pytest.mark.semantics("directories")
 def test_a_directory_stays_after_its_last_file(
     bucket: str, mount: Mounter, client: Client, tmp_path: Path
 ) -> None:
@@ -60,6 +64,7 @@ def test_a_directory_stays_after_its_last_file_is_moved_away(
     assert client.names(bucket) == {"a/", "b"}
 
 
+@pytest.mark.semantics("directories")
 def test_markers(folder: Path, client: Client) -> None:
     """mkdir writes a zero-byte object `d/`; rmdir replaces it by a tombstone."""
     (folder / "d").mkdir(mode=0o750)

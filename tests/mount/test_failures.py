@@ -27,6 +27,7 @@ def small(client: Client) -> Iterator[str]:
     client.delete_bucket("small")
 
 
+@pytest.mark.semantics("errors-of-the-store")
 def test_a_full_bucket(small: str, mount: Mounter, client: Client) -> None:
     """Writing gives ENOSPC at close or fsync, what was there stays whole, and rm makes room again."""
     mounted = mount(f"/{small}", "purge_grace=0")
@@ -51,6 +52,7 @@ def test_a_full_bucket(small: str, mount: Mounter, client: Client) -> None:
     until(lambda: len(client.chunks(small)) == 1, what="no chunk of a failed upload stays")
 
 
+@pytest.mark.semantics("full-bucket")
 def test_removing_from_a_bucket_without_any_room(small: str, mount: Mounter, client: Client) -> None:
     """Not even a tombstone fits; rm works all the same."""
     mounted = mount(f"/{small}")
@@ -81,6 +83,44 @@ def test_overwriting_in_a_nearly_full_bucket(small: str, mount: Mounter, client:
     assert client.read(small, "f") == noise(1_500_000, 5)
 
 
+@pytest.mark.semantics("errors-of-the-store")
+def test_an_account_that_may_not_write(mount: Mounter) -> None:
+    """EACCES for everything that changes something, and reading works."""
+    allowed = '["$JS.API.>", "$O.open.>", "_INBOX.>"]'
+    server = Server(
+        f"authorization {{ users: [{{ user: all, password: all }}, {{ user: u, password: u, "
+        f"permissions: {{ publish: {allowed} }} }}] }}\nno_auth_user: u\n"
+    )
+    server.start()
+    client = Client(server.url.replace("//", "//all:all@"))
+    try:
+        for name in ("open", "closed"):
+            client.create_bucket(name)
+            client.put(name, "f", b"content")
+        mounted = mount(server=server)
+        mounted.allow("[Pp]ermissions [Vv]iolation|could not be committed|ermission")
+        mounted.allow_failed()
+        (mounted.path / "open/g").write_bytes(b"x")
+        closed = mounted.path / "closed"
+        assert (closed / "f").read_bytes() == b"content"
+        for call in (
+            lambda: (closed / "g").write_bytes(b"x"),
+            lambda: (closed / "d").mkdir(),
+            lambda: (closed / "f").unlink(),
+            lambda: (closed / "f").rename(closed / "g"),
+            lambda: (closed / "f").chmod(0o600),
+            lambda: os.setxattr(closed / "f", "user.a", b"b"),
+        ):
+            with raises(errno.EACCES):
+                call()
+        assert os.listdir(closed) == ["f"]
+        assert (closed / "f").stat().st_mode & 0o777 == 0o644
+        assert mounted.finish() == []
+    finally:
+        client.close()
+        server.close()
+
+
 @pytest.mark.semantics("full-account")
 def test_an_account_at_its_limit(mount: Mounter) -> None:
     """EDQUOT, for content and for a bucket; removing goes on to work and makes room."""
@@ -109,6 +149,7 @@ def test_an_account_at_its_limit(mount: Mounter) -> None:
         server.close()
 
 
+@pytest.mark.semantics("errors-of-the-store")
 def test_a_sealed_bucket(bucket: str, mount: Mounter, client: Client) -> None:
     """EROFS for every change; reading works."""
     client.put(bucket, "f", b"data")
@@ -146,6 +187,7 @@ def test_a_bucket_that_is_sealed_meanwhile(bucket: str, mount: Mounter, client: 
 LOST = "is lost|is back|interrupted|starts again|NATS connection|could not be (read|compared)|waits:|out of reach"
 
 
+@pytest.mark.semantics("server-away")
 def test_a_pause_of_the_server_during_a_copy(fresh_server: Server, mount: Mounter, tmp_path: Path) -> None:
     """The server stops for three seconds in the middle of `cp`: the copy succeeds and is right."""
     client = fresh_server.client
@@ -171,6 +213,7 @@ def test_a_pause_of_the_server_during_a_copy(fresh_server: Server, mount: Mounte
     assert mounted.finish() == []
 
 
+@pytest.mark.semantics("server-away")
 def test_changes_during_a_pause_are_seen(fresh_server: Server, mount: Mounter) -> None:
     """What was deleted, put and renamed while the watch was down shows up after the restart."""
     client = fresh_server.client
@@ -194,6 +237,7 @@ def test_changes_during_a_pause_are_seen(fresh_server: Server, mount: Mounter) -
     assert mounted.finish() == []
 
 
+@pytest.mark.semantics("kept-on-failure")
 def test_the_server_is_gone_for_good(fresh_server: Server, mount: Mounter) -> None:
     """close(2) fails within the time limit, the data is kept with a manifest, and umount says so."""
     fresh_server.client.create_bucket("b")
@@ -233,6 +277,7 @@ def test_unmounting_without_a_server(fresh_server: Server, mount: Mounter) -> No
     assert mounted.finish() == []
 
 
+@pytest.mark.semantics("commit")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_commits_what_is_open(
     bucket: str, mount: Mounter, client: Client, number: signal.Signals
@@ -264,6 +309,7 @@ def test_umount_of_a_busy_mount(root: Path) -> None:
     assert (root / "f").read_bytes() == b"still here"
 
 
+@pytest.mark.semantics("commit")
 def test_umount_after_many_writes(bucket: str, mount: Mounter, client: Client) -> None:
     """Everything that was closed is in the store when umount returns, nothing stays on the machine."""
     mounted = mount(f"/{bucket}")
@@ -359,6 +405,7 @@ def test_an_expired_object(mount: Mounter, client: Client) -> None:
         client.delete_bucket("aging")
 
 
+@pytest.mark.semantics("digest-checked")
 def test_a_damaged_object(bucket: str, mount: Mounter, client: Client) -> None:
     """Content that does not fit its digest is not handed out silently when it is read from start to end."""
     data = noise(300_000)
@@ -383,6 +430,7 @@ def test_a_full_spool(bucket: str, mount: Mounter, client: Client) -> None:
     assert client.read(bucket, "g") == noise(1_500_000)
 
 
+@pytest.mark.semantics("own-changes")
 def test_many_threads_do_everything_at_once(folder: Path, shared: Mount, client: Client) -> None:
     """Eight threads create, rename, chmod, read and remove in one directory; the store agrees afterwards."""
     failures: list[BaseException] = []

@@ -34,6 +34,7 @@ HARD_NAMES = [
 ]
 
 
+@pytest.mark.semantics("one-path-one-object")
 @pytest.mark.parametrize("name", HARD_NAMES)
 def test_hard_names(folder: Path, client: Client, name: str) -> None:
     """Created, listed, read, renamed and removed; the object has the same name where a name needs no escape."""
@@ -67,6 +68,7 @@ def test_a_name_of_bytes_that_are_not_utf8(folder: Path) -> None:
     os.unlink(path)
 
 
+@pytest.mark.semantics("one-path-one-object")
 def test_all_hard_names_survive_a_remount(bucket: str, mount: Mounter, tmp_path: Path) -> None:
     """One path, one object: also when the names come back from the store."""
     first = mount(f"/{bucket}", folder=tmp_path)
@@ -79,6 +81,7 @@ def test_all_hard_names_survive_a_remount(bucket: str, mount: Mounter, tmp_path:
     assert [(root / name).read_text() for name in names] == names
 
 
+@pytest.mark.semantics("one-path-one-object")
 def test_names_with_a_leading_slash(bucket: str, mount: Mounter, client: Client) -> None:
     """The nats command stores `/home/u/f`; it is `%2F/home/u/f`, can be removed, and made again with mkdir."""
     client.put(bucket, "/home/u/f", b"theirs")
@@ -309,6 +312,7 @@ def test_move_between_directories(folder: Path, client: Client) -> None:
     assert os.listdir(folder / "a/b") == []
 
 
+@pytest.mark.semantics("special-files")
 def test_special_files(folder: Path) -> None:
     """Symbolic links, also dangling ones, and fifos; hard links are refused with EPERM."""
     (folder / "f").write_text("target")

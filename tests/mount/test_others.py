@@ -10,6 +10,8 @@ import time
 from functools import partial
 from pathlib import Path
 
+import pytest
+
 from tests.support import Client, Mount, Mounter, Server, noise, opened, raises, run, until
 
 
@@ -24,6 +26,7 @@ def holds(path: Path, data: bytes) -> bool:
     return content(path) == data
 
 
+@pytest.mark.semantics("changes-by-others-show")
 def test_put_by_another_client(folder: Path, client: Client) -> None:
     """A new object appears, also where the kernel has already been told that there is none."""
     assert not (folder / "f").exists()
@@ -45,6 +48,7 @@ def test_overwrite_by_another_client(folder: Path, client: Client) -> None:
         assert (folder / "f").stat().st_size == len(data)
 
 
+@pytest.mark.semantics("changes-by-others-show")
 def test_delete_by_another_client(folder: Path, client: Client) -> None:
     """The name goes, and comes back with the next put."""
     (folder / "f").write_bytes(b"x")
@@ -55,6 +59,7 @@ def test_delete_by_another_client(folder: Path, client: Client) -> None:
     until(lambda: content(folder / "f") == b"again")
 
 
+@pytest.mark.semantics("changes-by-others-show")
 def test_rename_by_another_client(folder: Path, client: Client) -> None:
     """Go's way: the new name appears and the old one goes, although its purge is not announced by the stream."""
     (folder / "d").mkdir()
@@ -76,6 +81,7 @@ def test_rename_by_another_client_over_a_file(folder: Path, client: Client) -> N
     until(lambda: os.listdir(folder) == ["b"])
 
 
+@pytest.mark.semantics("open-version-stays")
 def test_a_handle_keeps_the_bytes_it_opened(folder: Path, client: Client) -> None:
     """After another client's overwrite an open handle reads the old version, a new one the new version."""
     old, new = noise(300_000, 1), noise(250_000, 2)
@@ -88,6 +94,7 @@ def test_a_handle_keeps_the_bytes_it_opened(folder: Path, client: Client) -> Non
         assert os.fstat(fd).st_size == 300_000
 
 
+@pytest.mark.semantics("one-version")
 def test_no_reader_sees_two_versions_mixed(folder: Path, client: Client, shared: Mount) -> None:
     """While another client overwrites all the time, each whole reading is one version."""
     shared.allow("chunks of 'f' are gone")
@@ -154,6 +161,7 @@ def test_two_mounts_of_one_bucket(bucket: str, mount: Mounter) -> None:
     until(lambda: os.listdir(two) == [])
 
 
+@pytest.mark.semantics("exclusive-everywhere")
 def test_exclusive_creation_between_two_mounts(bucket: str, mount: Mounter) -> None:
     """Lock files work between machines: of two attempts at the same time exactly one succeeds, every time."""
     roots = [mount(f"/{bucket}").path, mount(f"/{bucket}").path]
@@ -179,6 +187,7 @@ def test_exclusive_creation_between_two_mounts(bucket: str, mount: Mounter) -> N
         assert len(won) == 1
 
 
+@pytest.mark.semantics("exclusive-everywhere")
 def test_mkdir_between_two_mounts(bucket: str, mount: Mounter) -> None:
     """mkdir is exclusive between machines too."""
     roots = [mount(f"/{bucket}").path, mount(f"/{bucket}").path]
@@ -190,6 +199,7 @@ def test_mkdir_between_two_mounts(bucket: str, mount: Mounter) -> None:
     assert sorted(made, key=int) == [str(number) for number in range(1, 31)]
 
 
+@pytest.mark.semantics("building-on-old-fails")
 def test_a_change_that_was_overtaken(bucket: str, mount: Mounter, client: Client) -> None:
     """A change in the middle of a file that another client replaced meanwhile: ESTALE, and their content stays."""
     mounted = mount(f"/{bucket}")
@@ -209,6 +219,7 @@ def test_a_change_that_was_overtaken(bucket: str, mount: Mounter, client: Client
     assert Path(kept[0]["data"]).read_bytes()[1000:1004] == b"mine"
 
 
+@pytest.mark.semantics("replacing-wins")
 def test_a_replacement_wins_if_it_is_last(folder: Path, client: Client) -> None:
     """A file written anew over one that another client put meanwhile replaces it."""
     (folder / "f").write_bytes(b"old")
@@ -246,3 +257,35 @@ def test_an_idle_mount_is_quiet(fresh_server: Server, mount: Mounter) -> None:
     time.sleep(4)
     assert fresh_server.received() - before <= 1
     assert mounted.finish() == []
+
+
+@pytest.mark.semantics("directory-rename-elsewhere")
+def test_a_directory_that_is_renamed_elsewhere(bucket: str, mount: Mounter) -> None:
+    """Every file in it is found under its old or its new name at any time, and with its content."""
+    here, there = mount(f"/{bucket}").path, mount(f"/{bucket}").path
+    names = [f"{number:02}" for number in range(40)]
+    (here / "a").mkdir()
+    for name in names:
+        (here / "a" / name).write_text(name)
+    until(lambda: len(os.listdir(there / "a")) == len(names))
+    stop = threading.Event()
+    lost: list[str] = []
+
+    def look() -> None:
+        while not stop.is_set():
+            for name in names:
+                # The one that it moves to is looked at last, and the one that it comes from again behind it.
+                if not any((there / directory / name).exists() for directory in "aba"):
+                    lost.append(name)
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    try:
+        for _ in range(10):
+            (here / "a").rename(here / "b")
+            (here / "b").rename(here / "a")
+    finally:
+        stop.set()
+        thread.join()
+    assert not lost
+    assert [(there / "a" / name).read_text() for name in names] == names

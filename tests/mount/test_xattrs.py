@@ -227,6 +227,7 @@ def test_more_than_a_message_holds(folder: Path, client: Client, kind: str) -> N
     assert os.listxattr(other) == ["user.0"]
 
 
+@pytest.mark.semantics("errors-of-the-store")
 @pytest.mark.semantics("xattr-stored-at-once")
 def test_a_full_bucket(mount: Mounter, client: Client) -> None:
     """The error of the store is the call's error, and the old value shows again."""
@@ -254,6 +255,7 @@ def test_a_full_bucket(mount: Mounter, client: Client) -> None:
         client.delete_bucket("full")
 
 
+@pytest.mark.semantics("errors-of-the-store")
 @pytest.mark.semantics("xattr-stored-at-once")
 def test_a_sealed_bucket(mount: Mounter, client: Client) -> None:
     """Attributes of a bucket that cannot be written are read, and changing them is EROFS."""

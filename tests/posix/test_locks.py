@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -12,7 +13,7 @@ import pytest
 
 from tests.posix.actor import Actor
 from tests.posix.both import Both
-from tests.support import until
+from tests.support import Client, Mounter, until
 
 Scene = Callable[[Path, list[Actor]], list[Any]]
 
@@ -216,3 +217,13 @@ def test_counting_under_a_lock(both: Both) -> None:
         return [*answers, (top / "f").read_text()]
 
     assert played(both, scene, 3)[-1] == "90"
+
+
+@pytest.mark.semantics("no-locks-between-machines")
+def test_two_mounts_do_not_see_each_others_locks(bucket: str, mount: Mounter, client: Client) -> None:
+    client.put(bucket, "f", b"x")
+    roots = [mount(f"/{bucket}").path for _ in range(2)]
+    with (roots[0] / "f").open("r+b") as one, (roots[1] / "f").open("r+b") as two:
+        for file in (one, two):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -212,6 +212,7 @@ def test_nuids() -> None:
         assert NUID.fullmatch(wildcard) is None
 
 
+@pytest.mark.semantics("directories")
 @pytest.mark.parametrize(
     ("name", "size", "attributes", "marker"),
     [

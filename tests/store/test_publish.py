@@ -270,6 +270,7 @@ def test_a_base_that_was_purged_fails_the_upload(
     assert client.chunks(bucket) == {}
 
 
+@pytest.mark.semantics("errors-of-the-store")
 def test_a_full_bucket(with_store: Stores, bucket: str, client: Client, spool: int) -> None:
     client.change_bucket(bucket, max_bytes=1_000_000)
 
