@@ -51,23 +51,25 @@ def serve(config: Config, ready: Callable[[], None]) -> ServeReport:
 async def _serve(config: Config, ready: Callable[[], None]) -> ServeReport:
     failure: MountError | None = None
     unsaved: list[str] = []
-    async with trio.open_nursery() as nursery:
-        volume = Volume(config, nursery)
-        files = Files(volume, nursery)
-        try:
-            with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
-                await volume.start()
-                nursery.start_soon(files.commit_what_stays_open)
-                await _mounted(config, volume, files, ready, signals)
-        except MountError as error:
-            failure = error
-        finally:
-            with trio.CancelScope(shield=True):
-                await files.close()
-                unsaved = files.unsaved
-                # What runs in the background ends before the connection that it uses.
-                nursery.cancel_scope.cancel()
-                await volume.close()
+    async with trio.open_nursery() as connections:
+        async with trio.open_nursery() as nursery:
+            volume = Volume(config, nursery)
+            files = Files(volume, nursery)
+            try:
+                with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
+                    await volume.start(connections)
+                    nursery.start_soon(files.commit_what_stays_open)
+                    await _mounted(config, volume, files, ready, signals)
+            except MountError as error:
+                failure = error
+            finally:
+                with trio.CancelScope(shield=True):
+                    await files.close()
+                    unsaved = files.unsaved
+                    # What runs in the background ends before the connection that it uses.
+                    nursery.cancel_scope.cancel()
+                    await volume.close()
+        connections.cancel_scope.cancel()
     if failure is not None:
         raise failure
     return ServeReport(tuple(unsaved))

@@ -205,9 +205,9 @@ class Volume:
 
     # --- life -------------------------------------------------------------------------------------------------
 
-    async def start(self) -> None:
-        """Connect and load what the root shows. Raises `MountError`."""
-        await self.store.open(self._send.send_nowait)
+    async def start(self, connections: trio.Nursery) -> None:
+        """Connect, in a nursery that outlives all else here, and load what the root shows. Raises `MountError`."""
+        await self.store.open(self._send.send_nowait, connections)
         self._nursery.start_soon(self._feed)
         config = self.config
         if config.bucket is None:

@@ -1,17 +1,15 @@
-"""A connection to NATS with an inbox of its own, on which acknowledgements, replies and batches arrive.
+"""The connection for watches, through nats-py, with an inbox of its own; and the login for the wires beside it.
 
-nats-py's `request` returns one reply only, and its `publish_async` never resolves on an error; so replies are
-dispatched here, by the last token of the reply subject. When the connection is lost everybody who waits hears it at
-once: an answer to what was sent before cannot be relied on.
+When it is lost everybody who waits hears it at once: an answer to what was sent before cannot be relied on.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import copy
 import json
 import logging
-import re
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -24,19 +22,8 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 from natsfs.config import Credentials
-from natsfs.errors import (
-    BucketExists,
-    BucketFull,
-    BucketGone,
-    Conflict,
-    Denied,
-    MountError,
-    QuotaExceeded,
-    ReadOnlyBucket,
-    StoreError,
-    TooLarge,
-    Unreachable,
-)
+from natsfs.errors import Denied, MountError, StoreError, TooLarge, Unreachable
+from natsfs.store.jetstream import NoResponders, api_error
 
 log = logging.getLogger(__name__)
 
@@ -44,42 +31,6 @@ FIRST_ATTEMPTS = 4  # at each server, before the first connection is given up
 CONNECT_LIMIT = 10.0  # seconds for the first connection, all servers together
 Handler = Callable[[Msg], None]
 Lost = Callable[[], None]
-
-
-class NoResponders(Unreachable):
-    """Nobody listens on the subject: JetStream is off, starting up, or out of reach."""
-
-
-class ApiError(StoreError):
-    """A JetStream error that has no class of its own."""
-
-    def __init__(self, code: int, err_code: int, description: str) -> None:
-        super().__init__(f"JetStream: {description} (error {err_code})")
-        self.code = code
-        self.err_code = err_code
-
-
-def api_error(error: dict[str, Any]) -> StoreError:
-    """The exception for the `error` object of a JetStream reply (server/errors.json in nats-server)."""
-    err_code = int(error.get("err_code") or 0)
-    description = str(error.get("description") or "unknown error")
-    match err_code:
-        case 10071:
-            found = re.search(r"(\d+)\s*$", description)
-            return Conflict(description, int(found[1]) if found else -1)
-        case 10002 | 10027:
-            return QuotaExceeded(f"the account is at its limit: {description}")
-        case 10077 | 10047 | 10023 | 10028:
-            return BucketFull(f"no space: {description}")
-        case 10109 | 10110 | 10111 | 10135:
-            return ReadOnlyBucket(f"read-only: {description}")
-        case 10059:
-            return BucketGone(f"the bucket does not exist: {description}")
-        case 10058 | 10065:
-            return BucketExists(f"the bucket exists: {description}")
-        case 10054 | 10053:
-            return TooLarge(description)
-    return ApiError(int(error.get("code") or 0), err_code, description)
 
 
 def tls_context(credentials: Credentials) -> ssl.SSLContext | None:
@@ -112,6 +63,21 @@ def _is_refusal(error: Exception) -> bool:
     )
 
 
+class Login:
+    """What a wire needs to get in as nats-py did: the TLS context, and the CONNECT line for a server's INFO."""
+
+    def __init__(self, client: _Client, tls: ssl.SSLContext | None) -> None:
+        self.tls = tls
+        self._client = client
+
+    def connect(self, info: dict[str, Any], name: str) -> bytes:
+        # On a copy: the client signs the nonce of its own server.
+        client = copy.copy(self._client)
+        client._server_info = info
+        client.options = {**client.options, "name": name}
+        return client._connect_command()
+
+
 @dataclass(slots=True)
 class _Waiter:
     handler: Handler
@@ -134,7 +100,7 @@ class Connection:
         self._servers = servers
         self._credentials = credentials
         self._on_reconnect = on_reconnect
-        self._client: Client = _Client()
+        self._client = _Client()
         self._waiters: dict[str, _Waiter] = {}
         self._next = 0
         self._inbox = ""
@@ -144,9 +110,8 @@ class Connection:
         self._failures = 0
         self._hopeless = asyncio.Event()  # every server has failed once at the first connection
 
-    @property
-    def max_payload(self) -> int:
-        return self._client.max_payload
+    def login(self) -> Login:
+        return Login(self._client, tls_context(self._credentials))
 
     @property
     def stands(self) -> bool:
@@ -387,20 +352,3 @@ class Connection:
 def _denied(text: str) -> Msg:
     """A reply that stands for the server's word that a subject is forbidden; it sends none of its own."""
     return Msg(_client=None, data=text.encode(), headers={"Status": "403"})  # type: ignore[arg-type]
-
-
-async def persist(
-    attempt: Callable[[], Awaitable[Any]], limit: float, *, give_up: Callable[[], bool] = lambda: False
-) -> Any:
-    """Repeat an idempotent request over lost connections until `limit` seconds have passed."""
-    loop = asyncio.get_running_loop()
-    deadline = loop.time() + limit
-    delay = 0.05
-    while True:
-        try:
-            return await attempt()
-        except Unreachable:
-            if loop.time() + delay > deadline or give_up():
-                raise
-        await asyncio.sleep(delay)
-        delay = min(delay * 2, 1.0)

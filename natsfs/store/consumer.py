@@ -17,7 +17,8 @@ from nats.aio.msg import Msg
 
 from natsfs.catalog.metadata import new_nuid
 from natsfs.errors import StoreError, Unreachable
-from natsfs.store.connection import ApiError, Connection
+from natsfs.store.connection import Connection
+from natsfs.store.jetstream import ApiError
 
 HEARTBEAT = 1.0  # seconds between the server's heartbeats on an idle consumer
 SILENCE = 3.0  # seconds without any message after which the server is asked about the consumer
@@ -172,3 +173,18 @@ class Consumer:
         if int(info["delivered"]["consumer_seq"]) > self._last and not self._arrived.is_set():
             raise Unreachable("the watch has missed messages")
         self._heard = asyncio.get_running_loop().time()
+
+
+async def scan(
+    connection: Connection, api_prefix: str, bucket: str, subject: str
+) -> tuple[list[int], list[int]]:
+    """Lengths and sequences of all messages of a subject, from a consumer that delivers headers only."""
+    lengths: list[int] = []
+    seqs: list[int] = []
+    consumer = Consumer(connection, api_prefix, bucket, subject, headers_only=True)
+    async with consumer.running(deliver_policy="all") as pending:
+        while len(seqs) < pending and not consumer.drained:
+            for message in await consumer.messages():
+                lengths.append(int((message.headers or {}).get("Nats-Msg-Size", "0")))
+                seqs.append(message.seq)
+    return lengths, seqs

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from nats.aio.msg import Msg
+import trio
 
 from natsfs.catalog.metadata import Metadata
-from natsfs.errors import ChunksGone, Corrupt, Unreachable
-from natsfs.store.connection import ApiError, Connection, NoResponders, persist
-from natsfs.store.consumer import Consumer
+from natsfs.errors import ChunksGone, Corrupt, StoreError, Unreachable
+from natsfs.store.frames import Message
+from natsfs.store.jetstream import ApiError, NoResponders
 from natsfs.store.layout import Layout, irregular, prove_uniform, uniform
+from natsfs.store.wire import Wire, both, persist
 
 # An object of so many chunks is read whole by the request that learns its layout.
 WHOLE = 8
@@ -38,15 +38,15 @@ class Budget:
     def __init__(self, total: int) -> None:
         self._total = total
         self._free = total
-        self._turn = asyncio.Lock()
-        self._returned = asyncio.Event()
+        self._turn = trio.Lock()
+        self._returned = trio.Event()
 
     @asynccontextmanager
     async def take(self, amount: int) -> AsyncIterator[None]:
         amount = min(amount, self._total)
         async with self._turn:
             while self._free < amount:
-                self._returned.clear()
+                self._returned = trio.Event()
                 await self._returned.wait()
             self._free -= amount
         try:
@@ -56,9 +56,14 @@ class Budget:
             self._returned.set()
 
 
+# Lengths and sequences of all messages of a subject in a bucket, without their content.
+Scan = Callable[[str, str], Awaitable[tuple[list[int], list[int]]]]
+
+
 class Fetcher:
-    def __init__(self, connection: Connection, api_prefix: str, limit: float) -> None:
-        self._connection = connection
+    def __init__(self, wire: Wire, api_prefix: str, limit: float, scan: Scan) -> None:
+        self._wire = wire
+        self._scan = scan
         self._api = api_prefix
         self._limit = limit
         self._budget = Budget(BUDGET)
@@ -69,66 +74,58 @@ class Fetcher:
     async def _batch(self, bucket: str, request: dict[str, Any], expect: int) -> list[Chunk]:
         """One direct get of up to `expect` messages; what is missing is simply not in the answer."""
         subject = f"{self._api}.DIRECT.GET.OBJ_{bucket}"
-        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         chunks: list[Chunk] = []
-        wanted = request.get("next_by_subj") or request.get("last_by_subj")
+        wanted = str(request.get("next_by_subj") or request.get("last_by_subj")).encode()
+        batch = "batch" in request
+        ended = trio.Event()
+        failure: StoreError | None = None
         progress = 0
 
-        def handler(msg: Msg) -> None:
-            nonlocal progress
+        def handler(result: Message | StoreError) -> None:
+            nonlocal failure, progress
             progress += 1
-            headers = msg.headers or {}
-            status = headers.get("Status")
-            if done.done():
-                return
-            if status is None:
-                if headers.get("Nats-Subject") != wanted:
-                    done.set_exception(Corrupt(f"{subject} answered with another subject"))
-                    return
-                pending = int(headers.get("Nats-Num-Pending", "0"))
-                chunks.append(Chunk(int(headers["Nats-Sequence"]), msg.data, pending))
-                if "batch" not in request:
-                    done.set_result(None)
-            elif status in ("204", "404"):
-                done.set_result(None)
-            elif status == "503":
-                done.set_exception(NoResponders(f"nobody answers on {subject}"))
-            else:
-                done.set_exception(Corrupt(f"{subject}: {status} {headers.get('Description', '')}"))
+            status = None
+            if isinstance(result, StoreError):
+                failure = result
+            elif (status := result.status) is None:
+                if result.header(b"Nats-Subject") != wanted:
+                    failure = Corrupt(f"{subject} answered with another subject")
+                else:
+                    seq = int(result.header(b"Nats-Sequence") or 0)
+                    chunks.append(Chunk(seq, result.data, int(result.header(b"Nats-Num-Pending") or 0)))
+                    if batch:
+                        return
+            elif status == 503:
+                failure = NoResponders(f"nobody answers on {subject}")
+            elif status not in (204, 404):
+                failure = Corrupt(f"{subject}: {status} {result.description}")
+            ended.set()
 
-        def lost() -> None:
-            if not done.done():
-                done.set_exception(Unreachable("the connection to the NATS server was lost"))
-
-        await self._connection.up(self._limit)
-        reply = self._connection.register(handler, lost, subject)
+        await self._wire.up(self._limit)
+        reply = self._wire.register(handler, subject)
         try:
-            await self._connection.publish(subject, json.dumps(request).encode(), reply)
-            while True:
+            await self._wire.publish(subject, json.dumps(request).encode(), reply)
+            while not ended.is_set():
                 seen = progress
-                finished, _ = await asyncio.wait([done], timeout=min(self._limit, 10))
-                if finished:
-                    done.result()
-                    return chunks
-                if progress == seen:
+                with trio.move_on_after(min(self._limit, 10)):
+                    await ended.wait()
+                if progress == seen and not ended.is_set():
                     raise Unreachable(f"no answer on {subject}")
         finally:
-            self._connection.unregister(reply)
-            if not done.done():
-                done.cancel()
-            elif not done.cancelled():
-                done.exception()
+            self._wire.unregister(reply)
+        if failure is not None:
+            raise failure
+        return chunks
 
     async def leader_get(self, bucket: str, request: dict[str, Any]) -> dict[str, Any] | None:
         """STREAM.MSG.GET, answered by the stream's leader: the last word on what is stored. None: nothing is."""
 
         async def attempt() -> dict[str, Any]:
-            return await self._connection.api(
-                f"{self._api}.STREAM.MSG.GET.OBJ_{bucket}", request, min(self._limit, 10)
-            )
+            subject = f"{self._api}.STREAM.MSG.GET.OBJ_{bucket}"
+            return await self._wire.api(subject, request, min(self._limit, 10))
 
         try:
-            data: dict[str, Any] = await persist(attempt, self._limit)
+            data = await persist(attempt, self._limit)
         except ApiError as error:
             if error.code == 404:
                 return None
@@ -143,9 +140,8 @@ class Fetcher:
             try:
                 return await self._batch(bucket, request, expect)
             except NoResponders:
-                info = await self._connection.api(
-                    f"{self._api}.STREAM.INFO.OBJ_{bucket}", None, min(self._limit, 10)
-                )
+                subject = f"{self._api}.STREAM.INFO.OBJ_{bucket}"
+                info = await self._wire.api(subject, None, min(self._limit, 10))
                 if info["config"].get("allow_direct"):
                     raise
                 self._no_direct.add(bucket)
@@ -204,9 +200,16 @@ class Fetcher:
                 return layout, [c.data for c in chunks if c.data]
             if len(chunks) < batch:
                 return None
-        first_request = get(bucket, {"seq": 1, "next_by_subj": subject, "batch": 1}, 1)
-        last_request = get(bucket, {"last_by_subj": subject}, 1)
-        (first, last) = await asyncio.gather(first_request, last_request)
+        first: list[Chunk] = []
+        last: list[Chunk] = []
+
+        async def ask(into: list[Chunk], request: dict[str, Any]) -> None:
+            into += await get(bucket, request, 1)
+
+        await both(
+            lambda: ask(first, {"seq": 1, "next_by_subj": subject, "batch": 1}),
+            lambda: ask(last, {"last_by_subj": subject}),
+        )
         if not first or not last:
             return None
         total = first[0].pending + 1
@@ -215,23 +218,6 @@ class Fetcher:
         lengths, seqs = await self._scan(bucket, subject)
         layout = irregular(meta.size, lengths, seqs)
         return None if layout is None else (layout, [])
-
-    async def _scan(self, bucket: str, subject: str) -> tuple[list[int], list[int]]:
-        """Lengths and sequences of all chunks, from a consumer that delivers headers only."""
-
-        async def attempt() -> tuple[list[int], list[int]]:
-            lengths: list[int] = []
-            seqs: list[int] = []
-            consumer = Consumer(self._connection, self._api, bucket, subject, headers_only=True)
-            async with consumer.running(deliver_policy="all") as pending:
-                while len(seqs) < pending and not consumer.drained:
-                    for message in await consumer.messages():
-                        lengths.append(int((message.headers or {}).get("Nats-Msg-Size", "0")))
-                        seqs.append(message.seq)
-            return lengths, seqs
-
-        result: tuple[list[int], list[int]] = await persist(attempt, self._limit)
-        return result
 
     # --- chunks -----------------------------------------------------------------------------------------------
 

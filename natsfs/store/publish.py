@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import hashlib
 import json
@@ -10,21 +9,22 @@ import logging
 import os
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-from nats.aio.msg import Msg
+import trio
 
 from natsfs.catalog.attributes import format_time
 from natsfs.catalog.metadata import Metadata, encode, new_nuid
-from natsfs.errors import Conflict, Corrupt, TooLarge, Unreachable
-from natsfs.store.connection import ApiError, Connection, api_error, persist
+from natsfs.errors import Conflict, Corrupt, TooLarge
 from natsfs.store.fetch import Fetcher
+from natsfs.store.jetstream import TOO_FAST, ApiError, api_error
 from natsfs.store.layout import Layout
 from natsfs.store.segments import Kept, Segment, Spooled, Zeros
 from natsfs.store.watch import OP_HEADER
+from natsfs.store.wire import Answer, Wire, both, persist
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +32,7 @@ log = logging.getLogger(__name__)
 # (error 10167 from 128 MB on); beyond 4 MiB nothing is gained.
 WINDOW = 4 * 1024 * 1024
 BLOCK = 1024 * 1024  # bytes read from the spool, and digested, at a time
+THREAD = 512 * 1024  # bytes of a block that are digested in a thread
 # An upload older than this has its chunks counted before its metadata is published.
 PROOF_AGE = 60.0
 _HEADERS_ROOM = 4096
@@ -78,58 +79,49 @@ class Upload:
     its successors. The owner starts another upload from the spool, which has everything.
     """
 
-    def __init__(
-        self, connection: Connection, bucket: str, chunk_size: int, limit: float, pool: ThreadPoolExecutor
-    ) -> None:
+    def __init__(self, wire: Wire, bucket: str, chunk_size: int, limit: float) -> None:
         self.nuid = new_nuid()
         self.position = 0  # bytes of content taken in
         self.stored = 0  # bytes of content acknowledged
-        self._connection = connection
+        self._wire = wire
         self._subject = f"$O.{bucket}.C.{self.nuid}"
-        self._chunk_size = min(chunk_size, connection.max_payload - _HEADERS_ROOM)
+        self._chunk_size = min(chunk_size, wire.max_payload - _HEADERS_ROOM)
         self._limit = limit
-        self._pool = pool
         self._sha = hashlib.sha256()
         self._rest = b""
-        self._flying: deque[tuple[asyncio.Future[Msg], int]] = deque()
+        self._flying: deque[tuple[Answer, int]] = deque()
         self._flying_bytes = 0
         self._last_seq = 0
         self._chunks = 0
         self.started = time.monotonic()
-        self._generation = connection.generation
+        self._generation = wire.generation
 
     async def append(self, segments: list[Segment], fd: int, base: Base | None) -> None:
         """Take in `segments`, which follow on what was taken in before, and publish every full chunk."""
-        loop = asyncio.get_running_loop()
-        await self._connection.up(self._limit)
-        async for block in self._blocks(segments, fd, base):
+        await self._wire.up(self._limit)
+        for segment, start in [(s, start) for s in segments for start in range(s.start, s.end, BLOCK)]:
+            block = await self._block(segment, start, min(start + BLOCK, segment.end), fd, base)
             self.position += len(block)
-            if len(block) <= 16384:
+            if len(block) < THREAD:
                 self._sha.update(block)
                 await self._publish_full(block)
             else:
-                digested = loop.run_in_executor(self._pool, self._sha.update, block)
-                try:
-                    await self._publish_full(block)
-                finally:
-                    await digested
+                # The digest of a large block is worth a thread: hashlib lets go of the interpreter meanwhile.
+                await both(
+                    partial(trio.to_thread.run_sync, self._sha.update, block),
+                    partial(self._publish_full, block),
+                )
 
-    async def _blocks(self, segments: list[Segment], fd: int, base: Base | None) -> AsyncIterator[bytes]:
-        loop = asyncio.get_running_loop()
-        for segment in segments:
-            for start in range(segment.start, segment.end, BLOCK):
-                end = min(start + BLOCK, segment.end)
-                match segment:
-                    case Spooled():
-                        if end - start <= 65536:
-                            yield _pread(fd, start, end)
-                        else:
-                            yield await loop.run_in_executor(self._pool, _pread, fd, start, end)
-                    case Zeros():
-                        yield bytes(end - start)
-                    case Kept():
-                        assert base is not None
-                        yield await base.read(start, end)
+    @staticmethod
+    async def _block(segment: Segment, start: int, end: int, fd: int, base: Base | None) -> bytes:
+        match segment:
+            case Spooled():
+                return _pread(fd, start, end)
+            case Zeros():
+                return bytes(end - start)
+            case Kept():
+                assert base is not None
+                return await base.read(start, end)
 
     async def _publish_full(self, block: bytes) -> None:
         size = self._chunk_size
@@ -150,20 +142,17 @@ class Upload:
     async def _publish(self, chunk: bytes | memoryview) -> None:
         while self._flying_bytes + len(chunk) > WINDOW and self._flying:
             await self._reap()
-        future = await self._connection.send(self._subject, chunk)
-        self._flying.append((future, len(chunk)))
+        (answer,) = await self._wire.send((self._subject, chunk, None))
+        self._flying.append((answer, len(chunk)))
         self._flying_bytes += len(chunk)
         self._chunks += 1
-        while self._flying and self._flying[0][0].done():
+        while self._flying and self._flying[0][0].arrived:
             await self._reap()
 
     async def _reap(self) -> None:
         """Take the oldest acknowledgement."""
-        future, size = self._flying[0]
-        try:
-            reply = await asyncio.wait_for(future, self._limit)
-        except TimeoutError:
-            raise Unreachable(f"no acknowledgement of a chunk within {self._limit:.0f} s") from None
+        answer, size = self._flying[0]
+        reply = await answer.get(self._limit, "acknowledgement of a chunk")
         self._flying.popleft()
         self._flying_bytes -= size
         ack = json.loads(reply.data)
@@ -187,16 +176,17 @@ class Upload:
     @property
     def needs_proof(self) -> bool:
         """Whether chunks that were acknowledged may be gone by now: it took long, or the server went away meanwhile."""
-        return time.monotonic() - self.started > PROOF_AGE or self._connection.generation != self._generation
+        return time.monotonic() - self.started > PROOF_AGE or self._wire.generation != self._generation
 
     async def settle(self) -> None:
         """Wait until the server has answered for every chunk, whatever it says.
 
         A purge travels on another connection than the chunks: one that is still on its way would be stored behind it.
         """
-        if self._flying:
-            await asyncio.wait([future for future, _ in self._flying], timeout=self._limit)
-            self._flying.clear()
+        with trio.move_on_after(self._limit):
+            for answer, _ in self._flying:
+                await answer.settled(self._limit)
+        self._flying.clear()
 
     @property
     def stored_any(self) -> bool:
@@ -206,23 +196,16 @@ class Upload:
 class Publisher:
     """Metadata messages and purges."""
 
-    def __init__(self, connection: Connection, api_prefix: str, fetcher: Fetcher, limit: float) -> None:
-        self._connection = connection
+    def __init__(self, wire: Wire, api_prefix: str, fetcher: Fetcher, limit: float) -> None:
+        self._wire = wire
         self._api = api_prefix
         self._fetcher = fetcher
         self._limit = limit
-        self._echoes: dict[str, asyncio.Future[int]] = {}
 
     @property
     def limit_of_metadata(self) -> int:
-        """Bytes that the body of a metadata message may have."""
-        return self._connection.max_payload - _HEADERS_ROOM
-
-    def echo(self, op: str, seq: int) -> None:
-        """The watcher has seen the own message `op`: as good as its acknowledgement, and often earlier."""
-        future = self._echoes.get(op)
-        if future is not None and not future.done():
-            future.set_result(seq)
+        """How many bytes the body of a metadata message may have."""
+        return self._wire.max_payload - _HEADERS_ROOM
 
     async def metadata(self, meta: Metadata, expected: int, op: str) -> int:
         """Publish a metadata message if its subject's last sequence is `expected`; returns its own sequence.
@@ -240,44 +223,31 @@ class Publisher:
             "Nats-Expected-Last-Subject-Sequence": str(expected),
             OP_HEADER: op,
         }
-        echoed: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-        self._echoes[op] = echoed
-        try:
-            tried = False
+        tried = False
 
-            async def attempt() -> int:
-                nonlocal tried
-                await self._connection.up(self._limit)
-                again = tried
-                if again:
-                    stored = await self._settle(meta, expected, op)
-                    if stored is not None:
-                        return stored
-                tried = True
-                acked = await self._connection.send(meta.subject, body, headers)
-                either: list[asyncio.Future[Any]] = [acked, echoed]
-                await asyncio.wait(either, timeout=min(self._limit, 10), return_when=asyncio.FIRST_COMPLETED)
-                if echoed.done():
-                    acked.cancel()
-                    return echoed.result()
-                if not acked.done():
-                    acked.cancel()
-                    raise Unreachable(f"no acknowledgement for the metadata of {meta.name!r}")
-                ack = json.loads(acked.result().data)
-                if "error" not in ack:
-                    return int(ack["seq"])
-                error = api_error(ack["error"])
-                if again and isinstance(error, Conflict):
-                    # The attempt before may have been what this one met: reads do not wait for what was sent before.
-                    stored = await self._settle(meta, expected, op)
-                    if stored is not None:
-                        return stored
-                raise error
+        async def attempt() -> int:
+            nonlocal tried
+            await self._wire.up(self._limit)
+            again = tried
+            if again:
+                stored = await self._settle(meta, expected, op)
+                if stored is not None:
+                    return stored
+            tried = True
+            (answer,) = await self._wire.send((meta.subject, body, headers))
+            what = f"acknowledgement for the metadata of {meta.name!r}"
+            ack = json.loads((await answer.get(min(self._limit, 10), what)).data)
+            if "error" not in ack:
+                return int(ack["seq"])
+            error = api_error(ack["error"])
+            if again and isinstance(error, Conflict):
+                # The attempt before may have been what this one met: reads do not wait for what was sent before.
+                stored = await self._settle(meta, expected, op)
+                if stored is not None:
+                    return stored
+            raise error
 
-            seq: int = await persist(attempt, self._limit)
-            return seq
-        finally:
-            del self._echoes[op]
+        return await persist(attempt, self._limit)
 
     async def _settle(self, meta: Metadata, expected: int, op: str) -> int | None:
         """Whether a message whose acknowledgement was lost was stored, by the word of the leader."""
@@ -296,10 +266,9 @@ class Publisher:
         """Whether every chunk of an upload is (still) stored, by the word of the leader."""
         subject = f"$O.{bucket}.C.{uploaded.nuid}"
 
-        async def attempt() -> dict[str, object]:
-            return await self._connection.api(
-                f"{self._api}.STREAM.INFO.OBJ_{bucket}", {"subjects_filter": subject}, min(self._limit, 10)
-            )
+        async def attempt() -> dict[str, Any]:
+            body = {"subjects_filter": subject}
+            return await self._wire.api(f"{self._api}.STREAM.INFO.OBJ_{bucket}", body, min(self._limit, 10))
 
         info = await persist(attempt, self._limit)
         return bool((info["state"].get("subjects") or {}).get(subject, 0) == uploaded.chunks)
@@ -310,24 +279,21 @@ class Publisher:
         if up_to is not None:
             body["seq"] = up_to + 1
 
-        async def attempt() -> dict[str, object]:
-            return await self._connection.api(
-                f"{self._api}.STREAM.PURGE.OBJ_{bucket}", body, min(self._limit, 10)
-            )
+        async def attempt() -> dict[str, Any]:
+            return await self._wire.api(f"{self._api}.STREAM.PURGE.OBJ_{bucket}", body, min(self._limit, 10))
 
         await persist(attempt, self._limit)
 
 
 async def paced(attempt: Callable[[], Awaitable[int]], limit: float) -> int:
-    """Repeat what the server refused for coming too fast (error 10167)."""
-    loop = asyncio.get_running_loop()
-    deadline = loop.time() + limit
+    """Repeat what the server refused for coming too fast."""
+    deadline = trio.current_time() + limit
     delay = 0.05
     while True:
         try:
             return await attempt()
         except ApiError as error:
-            if error.err_code != 10167 or loop.time() > deadline:
+            if error.err_code != TOO_FAST or trio.current_time() > deadline:
                 raise
-        await asyncio.sleep(delay)
+        await trio.sleep(delay)
         delay = min(delay * 2, 2.0)

@@ -1,7 +1,7 @@
-"""The face of the store for trio: every method crosses the bridge once.
+"""The face of the store.
 
-Two connections: metadata, the watches and small requests on one, chunks on the other, so that a long transfer
-delays no watch and cannot get it disconnected.
+Three connections: small requests and metadata on one wire, chunks on the other, so that a long transfer delays no name
+operation; and nats-py's, in a thread behind the bridge, for the watches.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import json
 import logging
 import secrets
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,15 +23,19 @@ from natsfs.catalog.metadata import NUID, MalformedMetadata, Metadata, decode
 from natsfs.config import Config
 from natsfs.errors import BucketGone, MountError, StoreError, Unreachable
 from natsfs.store.bridge import Bridge
-from natsfs.store.connection import ApiError, Connection, NoResponders, persist
+from natsfs.store.connection import Connection
+from natsfs.store.consumer import scan
 from natsfs.store.fetch import Fetcher
+from natsfs.store.jetstream import ApiError, NoResponders
 from natsfs.store.layout import Layout
 from natsfs.store.publish import Base, Publisher, Upload, Uploaded, paced
 from natsfs.store.segments import Segment
 from natsfs.store.watch import OP_HEADER, BucketsChanged, Event, Suspect, Watch
+from natsfs.store.wire import Wire, persist
 
 log = logging.getLogger(__name__)
 
+WIRE_LIMIT = 10.0  # seconds for the first connection of a wire; nats-py has just found the server
 API_LIMIT = 10.0  # seconds for one attempt at an API request
 
 
@@ -99,45 +102,58 @@ class Store:
         self._bridge = Bridge()
         self._api = f"$JS.{options.domain}.API" if options.domain else "$JS.API"
         self._chunk_size = options.chunk_size
-        self._pool = ThreadPoolExecutor(2, "natsfs-digest")
         self._op_prefix = secrets.token_hex(6)
         self._ops = 0
         self._closed = False
         self._events: Callable[[Event], None] = lambda event: None
         self._watches: dict[str, tuple[Watch, asyncio.Task[None]]] = {}
-        self._control: Connection
-        self._bulk: Connection
+        self._connection: Connection
+        self._quick: Wire
+        self._bulk: Wire
         self._fetcher: Fetcher
         self._small: Fetcher
         self._publisher: Publisher
 
     # --- life -------------------------------------------------------------------------------------------------
 
-    async def open(self, events: Callable[[Event], None]) -> None:
+    async def open(self, events: Callable[[Event], None], nursery: trio.Nursery) -> None:
         """Connect and check that JetStream answers. `events` is called on the trio side, in order.
 
-        Raises `MountError`.
+        The wires live in `nursery`, which has to outlive every other use of the store. Raises `MountError`.
         """
         self._events = events
         self._bridge.start()
         try:
-            await self._bridge.call(self._open)
+            await self._bridge.call(self._connect)
+            await self._open_wires(nursery)
         except BaseException:
             await self.close()
             raise
 
-    async def _open(self) -> None:
+    async def _connect(self) -> None:
         config = self._config
-        self._control = Connection("metadata", config.servers, config.credentials, self._reconnected)
-        self._bulk = Connection("chunks", config.servers, config.credentials, lambda: None)
-        self._small = Fetcher(self._control, self._api, self._limit)
-        self._fetcher = Fetcher(self._bulk, self._api, self._limit)
-        self._publisher = Publisher(self._control, self._api, self._small, self._limit)
-        await self._control.open()
-        await self._bulk.open()
+        self._connection = Connection("watches", config.servers, config.credentials, self._reconnected)
+        await self._connection.open()
+        # Core NATS advisories: an account may forbid them, then polling alone finds such changes.
+        await self._connection.subscribe("$JS.EVENT.ADVISORY.API", self._advisory)
+        await self._connection.subscribe("$JS.EVENT.ADVISORY.STREAM.*.>", self._stream_advisory)
+
+    async def _open_wires(self, nursery: trio.Nursery) -> None:
+        config = self._config
         where = ", ".join(config.servers)
+        login = self._connection.login()
+        self._quick = Wire("metadata", config.servers, login)
+        self._bulk = Wire("chunks", config.servers, login)
+        for wire in (self._quick, self._bulk):
+            with trio.move_on_after(WIRE_LIMIT) as scope:
+                await nursery.start(wire.run)
+            if scope.cancelled_caught:
+                raise MountError(f"cannot connect to the NATS server at {where} again: {wire.last_error}")
+        self._small = Fetcher(self._quick, self._api, self._limit, self._scan)
+        self._fetcher = Fetcher(self._bulk, self._api, self._limit, self._scan)
+        self._publisher = Publisher(self._quick, self._api, self._small, self._limit)
         try:
-            await self._control.api(f"{self._api}.INFO", None, 5)
+            await self._quick.api(f"{self._api}.INFO", None, 5)
         except NoResponders:
             hint = f" in domain {config.options.domain!r}" if config.options.domain else ""
             raise MountError(
@@ -145,9 +161,11 @@ class Store:
             ) from None
         except StoreError as error:
             raise MountError(f"JetStream at {where} does not answer: {error}") from None
-        # Core NATS advisories: an account may forbid them, then polling alone finds such changes.
-        await self._control.subscribe("$JS.EVENT.ADVISORY.API", self._advisory)
-        await self._control.subscribe("$JS.EVENT.ADVISORY.STREAM.*.>", self._stream_advisory)
+
+    async def _scan(self, bucket: str, subject: str) -> tuple[list[int], list[int]]:
+        return await persist(
+            lambda: self._bridge.call(scan, self._connection, self._api, bucket, subject), self._limit
+        )
 
     async def close(self) -> None:
         """Stop the watches, close the connections, end the thread. Bounded in time; again is harmless."""
@@ -158,14 +176,13 @@ class Store:
         async def shut() -> None:
             await _end([task for _, task in self._watches.values()])
             self._watches.clear()
-            for connection in (getattr(self, "_control", None), getattr(self, "_bulk", None)):
-                if connection is not None:
-                    await connection.close()
+            connection = getattr(self, "_connection", None)
+            if connection is not None:
+                await connection.close()
 
         with trio.CancelScope(shield=True):
             await self._bridge.call(shut)
             await self._bridge.stop()
-            self._pool.shutdown(wait=False)
 
     def _reconnected(self) -> None:
         for watch, _ in self._watches.values():
@@ -203,34 +220,30 @@ class Store:
 
     async def _call_api(self, subject: str, body: dict[str, Any] | None) -> dict[str, Any]:
         async def attempt() -> dict[str, Any]:
-            return await self._control.api(f"{self._api}.{subject}", body, min(self._limit, API_LIMIT))
+            return await self._quick.api(f"{self._api}.{subject}", body, min(self._limit, API_LIMIT))
 
-        data: dict[str, Any] = await persist(attempt, self._limit)
-        return data
+        return await persist(attempt, self._limit)
 
     async def buckets(self) -> list[BucketInfo]:
         """All buckets of the account, from the stream list, page by page."""
 
-        async def run() -> list[BucketInfo]:
-            found: list[BucketInfo] = []
-            offset = 0
-            while True:
-                data = await self._call_api("STREAM.LIST", {"offset": offset})
-                streams = data.get("streams") or []
-                found += [BucketInfo.of(s) for s in streams if s["config"]["name"].startswith("OBJ_")]
-                offset += len(streams)
-                if not streams or offset >= int(data.get("total", 0)):
-                    return found
-
-        return await self._bridge.call(run)
+        found: list[BucketInfo] = []
+        offset = 0
+        while True:
+            data = await self._call_api("STREAM.LIST", {"offset": offset})
+            streams = data.get("streams") or []
+            found += [BucketInfo.of(s) for s in streams if s["config"]["name"].startswith("OBJ_")]
+            offset += len(streams)
+            if not streams or offset >= int(data.get("total", 0)):
+                return found
 
     async def bucket(self, name: str) -> BucketInfo:
         """Raises `BucketGone` if it does not exist."""
-        return BucketInfo.of(await self._bridge.call(self._call_api, f"STREAM.INFO.OBJ_{name}", None))
+        return BucketInfo.of(await self._call_api(f"STREAM.INFO.OBJ_{name}", None))
 
     async def account(self) -> dict[str, Any]:
         """$JS.API.INFO: use and limits of the account."""
-        return await self._bridge.call(self._call_api, "INFO", None)
+        return await self._call_api("INFO", None)
 
     async def create_bucket(self, name: str) -> BucketInfo:
         """The stream that every client's create call makes (ADR-20). Raises `BucketExists`."""
@@ -251,25 +264,22 @@ class Store:
             "allow_rollup_hdrs": True,
             "allow_direct": True,
         }
-        return BucketInfo.of(await self._bridge.call(self._call_api, f"STREAM.CREATE.OBJ_{name}", config))
+        return BucketInfo.of(await self._call_api(f"STREAM.CREATE.OBJ_{name}", config))
 
     async def delete_bucket(self, name: str) -> None:
-        await self._bridge.call(self._call_api, f"STREAM.DELETE.OBJ_{name}", None)
+        await self._call_api(f"STREAM.DELETE.OBJ_{name}", None)
 
     async def subjects(self, bucket: str, pattern: str) -> dict[str, int]:
         """The subjects of a bucket that match `pattern`, with the number of their messages."""
 
-        async def run() -> dict[str, int]:
-            found: dict[str, int] = {}
-            while True:
-                body = {"subjects_filter": pattern, "offset": len(found)}
-                info = await self._call_api(f"STREAM.INFO.OBJ_{bucket}", body)
-                page = info["state"].get("subjects") or {}
-                found |= page
-                if not page or len(found) >= int(info.get("total") or 0):
-                    return found
-
-        return await self._bridge.call(run)
+        found: dict[str, int] = {}
+        while True:
+            body = {"subjects_filter": pattern, "offset": len(found)}
+            info = await self._call_api(f"STREAM.INFO.OBJ_{bucket}", body)
+            page = info["state"].get("subjects") or {}
+            found |= page
+            if not page or len(found) >= int(info.get("total") or 0):
+                return found
 
     # --- watching ---------------------------------------------------------------------------------------------
 
@@ -279,7 +289,7 @@ class Store:
         async def run() -> None:
             if bucket in self._watches:
                 return
-            watch = Watch(self._control, self._api, bucket, self._emit, self._publisher.echo)
+            watch = Watch(self._connection, self._api, bucket, self._emit)
             self._watches[bucket] = (watch, self._bridge.own(watch.run(), f"watch {bucket}"))
 
         await self._bridge.call(run)
@@ -306,52 +316,46 @@ class Store:
     async def publish(self, meta: Metadata, expected: int, op: str) -> int:
         """See `Publisher.metadata`."""
 
-        async def run() -> int:
-            return await paced(lambda: self._publisher.metadata(meta, expected, op), self._limit)
-
-        return await self._bridge.call(run)
+        return await paced(lambda: self._publisher.metadata(meta, expected, op), self._limit)
 
     async def metadata(self, bucket: str, subject: str) -> Metadata | None:
         """The newest metadata message of a subject, by the word of the stream's leader; None if there is none."""
 
-        async def run() -> Metadata | None:
-            message = await self._small.leader_get(bucket, {"last_by_subj": subject})
-            if message is None:
-                return None
-            op = None
-            for line in base64.b64decode(message.get("hdrs") or "").decode("utf-8", "replace").splitlines():
-                if line.startswith(OP_HEADER + ": "):
-                    op = line.partition(": ")[2].strip()
-            try:
-                return decode(
-                    base64.b64decode(message.get("data") or ""),
-                    subject=subject,
-                    seq=int(message["seq"]),
-                    time_ns=parse_time(message["time"]) or 0,
-                    op=op,
-                )
-            except MalformedMetadata as error:
-                raise StoreError(f"the metadata on {subject} cannot be read: {error}") from None
-
-        return await self._bridge.call(run)
+        message = await self._small.leader_get(bucket, {"last_by_subj": subject})
+        if message is None:
+            return None
+        op = None
+        for line in base64.b64decode(message.get("hdrs") or "").decode("utf-8", "replace").splitlines():
+            if line.startswith(OP_HEADER + ": "):
+                op = line.partition(": ")[2].strip()
+        try:
+            return decode(
+                base64.b64decode(message.get("data") or ""),
+                subject=subject,
+                seq=int(message["seq"]),
+                time_ns=parse_time(message["time"]) or 0,
+                op=op,
+            )
+        except MalformedMetadata as error:
+            raise StoreError(f"the metadata on {subject} cannot be read: {error}") from None
 
     async def prove(self, bucket: str, uploaded: Uploaded) -> bool:
         """Whether every chunk of an upload is stored, by the word of the leader."""
-        return await self._bridge.call(self._publisher.prove, bucket, uploaded)
+        return await self._publisher.prove(bucket, uploaded)
 
     async def purge_chunks(self, bucket: str, nuid: str) -> None:
         if NUID.fullmatch(nuid) is None:
             # Other clients may have put anything there; ``>`` would remove the chunks of all objects.
             raise StoreError(f"{nuid!r} is no nuid; nothing is purged")
-        await self._bridge.call(self._publisher.purge, bucket, f"$O.{bucket}.C.{nuid}", None)
+        await self._publisher.purge(bucket, f"$O.{bucket}.C.{nuid}", None)
 
     # --- chunks -----------------------------------------------------------------------------------------------
 
     async def layout(self, meta: Metadata) -> tuple[Layout, list[bytes]]:
-        return await self._bridge.call(self._fetcher.layout, meta)
+        return await self._fetcher.layout(meta)
 
     async def chunks(self, bucket: str, nuid: str, layout: Layout, index: int, count: int) -> list[bytes]:
-        return await self._bridge.call(self._fetcher.chunks, bucket, nuid, layout, index, count)
+        return await self._fetcher.chunks(bucket, nuid, layout, index, count)
 
     def new_upload(self, bucket: str) -> StoreUpload:
         return StoreUpload(self, bucket)
@@ -373,12 +377,12 @@ async def _end(tasks: Iterable[asyncio.Task[None]]) -> None:
 
 
 class StoreUpload:
-    """An `Upload` as trio sees it. Not to be used by two tasks at once."""
+    """An `Upload` with what it needs of the store. Not to be used by two tasks at once."""
 
     def __init__(self, store: Store, bucket: str) -> None:
         self._store = store
         self._bucket = bucket
-        self._upload = Upload(store._bulk, bucket, store._chunk_size, store._limit, store._pool)
+        self._upload = Upload(store._bulk, bucket, store._chunk_size, store._limit)
 
     @property
     def position(self) -> int:
@@ -393,18 +397,15 @@ class StoreUpload:
         self, segments: list[Segment], fd: int, base: tuple[Metadata, Layout] | None = None
     ) -> None:
         source = None if base is None else Base(self._store._fetcher, *base)
-        await self._store._bridge.call(self._upload.append, segments, fd, source)
+        await self._upload.append(segments, fd, source)
 
     async def finish(self) -> Uploaded:
         """All chunks are stored and acknowledged. Raises what went wrong; `abort` is due then."""
 
-        async def run() -> Uploaded:
-            uploaded = await self._upload.finish()
-            if self._upload.needs_proof and not await self._store._publisher.prove(self._bucket, uploaded):
-                raise Unreachable("chunks of a long upload were lost on the way")
-            return uploaded
-
-        return await self._store._bridge.call(run)
+        uploaded = await self._upload.finish()
+        if self._upload.needs_proof and not await self._store._publisher.prove(self._bucket, uploaded):
+            raise Unreachable("chunks of a long upload were lost on the way")
+        return uploaded
 
     async def abort(self) -> None:
         """Purge what was stored; best effort, within a few seconds."""
@@ -412,7 +413,7 @@ class StoreUpload:
             return
         with trio.CancelScope(shield=True), trio.move_on_after(5):
             try:
-                await self._store._bridge.call(self._upload.settle)
+                await self._upload.settle()
                 await self._store.purge_chunks(self._bucket, self._upload.nuid)
             except (BucketGone, ApiError):
                 pass

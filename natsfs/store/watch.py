@@ -81,7 +81,7 @@ def decode_message(message: Delivered) -> Metadata | None:
 
 
 class Watch:
-    """`emit` receives the events in order; `echo` hears the operation id and sequence of own messages first."""
+    """`emit` receives the events in order."""
 
     def __init__(
         self,
@@ -89,13 +89,11 @@ class Watch:
         api_prefix: str,
         bucket: str,
         emit: Callable[[Event], None],
-        echo: Callable[[str, int], None],
     ) -> None:
         self._connection = connection
         self._api = api_prefix
         self._bucket = bucket
         self._emit = emit
-        self._echo = echo
         self._identity: Identity | None = None
         self._last_seq = 0
         self._again = asyncio.Event()
@@ -155,8 +153,6 @@ class Watch:
                     self._last_seq = max(self._last_seq, message.seq)
                     meta = decode_message(message)
                     if meta is not None:
-                        if meta.op is not None:
-                            self._echo(meta.op, meta.seq)
                         metas.append(meta)
                 seen += len(batch)
                 if metas:

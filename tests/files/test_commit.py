@@ -103,7 +103,7 @@ def run(
             async with trio.open_nursery() as nursery:
                 volume = Volume(config, nursery)
                 files = Files(volume, nursery)
-                await volume.start()
+                await volume.start(nursery)
                 await work(System(volume, files, Namespace(volume, files)))
                 await files.close()
                 nursery.cancel_scope.cancel()

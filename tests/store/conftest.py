@@ -83,11 +83,13 @@ def with_store(request: pytest.FixtureRequest, tmp_path: Path) -> Stores:
             events = Events()
             store = Store(config)
             with trio.fail_after(LIMIT):
-                await store.open(events.take)
-                try:
-                    return await work(store, events)
-                finally:
-                    await store.close()
+                async with trio.open_nursery() as nursery:
+                    await store.open(events.take, nursery)
+                    try:
+                        return await work(store, events)
+                    finally:
+                        await store.close()
+                        nursery.cancel_scope.cancel()
 
         return trio.run(main)
 

@@ -1,0 +1,129 @@
+"""The NATS client protocol as the server speaks it, cut into frames. Pure: bytes go in, frames come out.
+
+https://docs.nats.io/reference/reference-protocols/nats-protocol: a control line, and behind MSG and HMSG a payload of
+the length that the line tells. Headers stay as they came: most replies are looked at for one or two of them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+
+ROOM: Final = 1024 * 1024  # bytes of the buffer to begin with
+_MOST_CONTROL: Final = 64 * 1024  # bytes of a control line; INFO of a large cluster is the longest
+_CRLF: Final = b"\r\n"
+
+
+class ProtocolError(Exception):
+    """What came is no frame of the protocol: the connection is of no use any more."""
+
+
+@dataclass(slots=True)
+class Message:
+    """`headers` is the whole block from its version line on, empty if there is none."""
+
+    subject: bytes
+    headers: bytes
+    data: bytes
+
+    @property
+    def status(self) -> int | None:
+        """Of a message that the server sends in place of one: 404, 408, 503 ..."""
+        if self.headers[8:9] != b" ":
+            return None
+        code = self.headers[9:12]
+        return int(code) if code.isdigit() else None
+
+    @property
+    def description(self) -> str:
+        return self.headers[12 : self.headers.find(_CRLF)].strip().decode("utf-8", "replace")
+
+    def header(self, name: bytes) -> bytes | None:
+        at = self.headers.find(_CRLF + name + b":")
+        if at < 0:
+            return None
+        start = at + len(name) + 3
+        return self.headers[start : self.headers.find(_CRLF, start)].strip()
+
+
+@dataclass(frozen=True, slots=True)
+class Control:
+    """PING, PONG, +OK, INFO with its JSON, or -ERR with its text."""
+
+    verb: bytes
+    text: bytes
+
+
+_CONTROL: Final = re.compile(rb"(?i)(PING|PONG|\+OK|INFO|-ERR)(?:[ \t]+(.*))?$", re.DOTALL)
+
+
+class Frames:
+    """The buffer that a socket is read into, and what of it is complete."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray(ROOM)
+        self._start = 0
+        self._end = 0
+        self._subject = b""
+        self._header_length = 0
+        self._length = -1  # of the payload that is awaited, -1 where a control line is next
+
+    def space(self) -> memoryview:
+        """Where the next bytes are to be put; tell `received` how many came."""
+        if self._start == self._end:
+            self._start = self._end = 0
+        need = max(self._length + 2, 65536)
+        if len(self._buffer) - self._start < need:
+            # The tail goes to the front: less than a payload, once in a buffer's length.
+            rest = self._buffer[self._start : self._end]
+            if need > len(self._buffer):
+                self._buffer = bytearray(need + ROOM)
+            self._buffer[: len(rest)] = rest
+            self._start, self._end = 0, len(rest)
+        return memoryview(self._buffer)[self._end :]
+
+    def received(self, count: int) -> None:
+        self._end += count
+
+    def __iter__(self) -> Iterator[Message | Control]:
+        """The frames that are complete; what is left waits for more bytes. Raises `ProtocolError`."""
+        while True:
+            if self._length >= 0:
+                stop = self._start + self._length
+                if self._end < stop + 2:
+                    return
+                split = self._start + self._header_length
+                view = memoryview(self._buffer)
+                message = Message(self._subject, bytes(view[self._start : split]), bytes(view[split:stop]))
+                self._start, self._length = stop + 2, -1
+                yield message
+                continue
+            at = self._buffer.find(_CRLF, self._start, self._end)
+            if at < 0:
+                if self._end - self._start > _MOST_CONTROL:
+                    raise ProtocolError("a control line without an end")
+                return
+            line = bytes(memoryview(self._buffer)[self._start : at])
+            self._start = at + 2
+            if line.startswith((b"HMSG ", b"MSG ")):
+                self._begin(line)
+                continue
+            control = _CONTROL.match(line)
+            if control is None:
+                raise ProtocolError(f"not understood: {line[:80]!r}")
+            yield Control(control[1].upper(), control[2] or b"")
+
+    def _begin(self, line: bytes) -> None:
+        """``MSG subject sid [reply] length`` or ``HMSG subject sid [reply] header-length length``."""
+        parts = line.split()
+        headers = parts[0] == b"HMSG"
+        try:
+            self._header_length = int(parts[-2]) if headers else 0
+            self._length = int(parts[-1])
+        except (ValueError, IndexError):
+            raise ProtocolError(f"not understood: {line[:80]!r}") from None
+        if len(parts) not in ((5, 6) if headers else (4, 5)) or not 0 <= self._header_length <= self._length:
+            raise ProtocolError(f"not understood: {line[:80]!r}")
+        self._subject = parts[1]
