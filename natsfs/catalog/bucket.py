@@ -179,9 +179,9 @@ class Bucket:
         """An entry of `directory` came or went."""
         directory.event_ns = max(directory.event_ns, time_ns)
         if directory.inode is not None:
+            # Also where somebody has set a time that is still to come.
             attributes = directory.inode.attributes
-            attributes.mtime_ns = max(attributes.mtime_ns, time_ns)
-            attributes.ctime_ns = max(attributes.ctime_ns, time_ns)
+            attributes.mtime_ns = attributes.ctime_ns = time_ns
 
     # --- own operations ---------------------------------------------------------------------------------------
 

@@ -218,6 +218,26 @@ def test_the_time_of_a_write_is_seen_at_once(both: Both) -> None:
 
 
 @pytest.mark.semantics("times")
+def test_a_directory_from_the_future(both: Both) -> None:
+    """A new entry sets its directory's mtime to the present, also where it was set to a time still to come."""
+
+    def steps(top: Path) -> list[Any]:
+        future = time.time_ns() + 10**18
+        answers = []
+        for change in (
+            lambda: (top / "f").touch(),
+            lambda: os.unlink(top / "f"),
+            lambda: os.mkdir(top / "d"),
+        ):
+            os.utime(top, ns=(future, future))
+            change()
+            answers.append(top.stat().st_mtime_ns < future)
+        return answers
+
+    assert both.same(steps) == [True] * 2
+
+
+@pytest.mark.semantics("times")
 def test_times_of_all_ages(folder: Path) -> None:
     """Every nanosecond from year 1 to year 9999 that the kernel passes on comes back."""
     (folder / "f").touch()
