@@ -229,7 +229,8 @@ class Comparison(RuleBasedStateMachine):
     @rule(number=handles, new=handles)
     def dup(self, number: int, new: int) -> None:
         if new not in self.local.fds:
-            self.same(lambda side: side.dup(self.chosen(number), new))
+            chosen = self.chosen(number)
+            self.same(lambda side: side.dup(chosen, new))
 
     @precondition(any_open)
     @rule(number=handles)
@@ -290,7 +291,7 @@ def test_random_calls(folder: Path, tmp_path: Path) -> None:
     run_state_machine_as_test(
         Comparison,
         settings=settings(
-            max_examples=100,
+            max_examples=60,
             stateful_step_count=40,
             deadline=None,
             print_blob=True,
