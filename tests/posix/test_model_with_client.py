@@ -23,7 +23,7 @@ NAMES = ("a", "d/a", "d/e/a")
 names = st.sampled_from(NAMES)
 handles = st.integers(0, 4)
 contents = st.one_of(
-    st.binary(min_size=0, max_size=20),
+    st.binary(min_size=1, max_size=20),
     st.builds(
         lambda byte, size: bytes([byte]) * size, st.integers(1, 255), st.sampled_from([1, 5000, 200_000])
     ),
@@ -116,7 +116,7 @@ class WithClient(RuleBasedStateMachine):
 
     @rule(old=names, new=names)
     def rename_there(self, old: str, new: str) -> None:
-        if old in self.stored and new not in self.stored:
+        if old in self.stored and new not in self.stored and self.is_free(old):
             self.client.rename(self.bucket, self.object(old), self.object(new))
             self.overtake(old)
             self.stored[new] = self.stored.pop(old)
@@ -179,7 +179,7 @@ class WithClient(RuleBasedStateMachine):
             before = len(self.open)
             self.open_file(name, os.O_RDWR)
             if len(self.open) > before:
-                self.change(before, content + b"!", truncate=False)
+                self.change(before, content + b"!")
 
     def any_open(self) -> bool:
         return bool(self.open)
@@ -198,15 +198,12 @@ class WithClient(RuleBasedStateMachine):
             assert found == one.content, f"{one.name}: another version shows through an open handle"
 
     @precondition(any_open)
-    @rule(number=handles, content=contents, truncate=st.booleans())
-    def change(self, number: int, content: bytes, truncate: bool) -> None:
+    @rule(number=handles, content=contents)
+    def change(self, number: int, content: bytes) -> None:
         one = self.open[number % len(self.open)]
         if any(other is not one and other.name == one.name for other in self.open):
             return  # one writer a file: what several do is compared elsewhere
         with contextlib.suppress(OSError):  # opened for reading
-            if truncate:
-                os.ftruncate(one.fd, 0)
-                one.content, one.dirty = b"", True
             if content and os.pwrite(one.fd, content, len(one.content)):
                 one.content, one.dirty = one.content + content, True
 

@@ -224,13 +224,9 @@ def test_a_directory_from_the_future(both: Both) -> None:
     def steps(top: Path) -> list[Any]:
         future = time.time_ns() + 10**18
         answers = []
-        for change in (
-            lambda: (top / "f").touch(),
-            lambda: os.unlink(top / "f"),
-            lambda: os.mkdir(top / "d"),
-        ):
+        for call in (Path.mkdir, Path.rmdir):
             os.utime(top, ns=(future, future))
-            change()
+            call(top / "d")
             answers.append(top.stat().st_mtime_ns < future)
         return answers
 
