@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_state_machine_as_test
 
@@ -268,6 +268,11 @@ def test_random_calls_and_another_client(bucket: str, mount: Mounter, client: Cl
             stateful_step_count=40,
             deadline=None,
             print_blob=True,
+            phases=(
+                Phase.explicit,
+                Phase.reuse,
+                Phase.generate,
+            ),  # to shrink a failure takes longer than a test may
             suppress_health_check=list(HealthCheck),
         ),
     )
