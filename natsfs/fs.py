@@ -248,7 +248,8 @@ class FileSystem(pyfuse3.Operations):
             "atime_ns": attr.st_atime_ns if fields.update_atime else None,
             "mtime_ns": attr.st_mtime_ns if fields.update_mtime else None,
         }
-        if any(value is not None for value in changes.values()):
+        # A chown that names nobody comes without any field; it changes ctime all the same.
+        if not fields.update_size or any(value is not None for value in changes.values()):
             await self._names.set_attributes(node, **changes)
         return self._attributes(node)
 

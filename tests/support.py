@@ -551,6 +551,7 @@ class Mount:
     _expected: list[re.Pattern[str]] = field(default_factory=list)
     _log_position: int = 0
     _failed_expected: bool = False
+    _failed_known: set[Path] = field(default_factory=set)
     _ended: bool = False
 
     @classmethod
@@ -655,9 +656,12 @@ class Mount:
         return problems
 
     def _check_failed(self) -> list[str]:
-        if self._failed_expected:
-            return []
-        return [f"in spool_dir/failed: {path.name}" for path in (self.spool / "failed").glob("*")]
+        """What is new there, so that one test's failure is not that of all that follow."""
+        found = set((self.spool / "failed").glob("*")) - self._failed_known
+        self._failed_known |= found
+        return (
+            [] if self._failed_expected else [f"in spool_dir/failed: {path.name}" for path in sorted(found)]
+        )
 
     def finish(self) -> list[str]:
         """Unmount, by force if need be, and look for what stays behind."""

@@ -77,9 +77,11 @@ class Bucket:
         self._unseen: set[str] = set()
         self._void = False
         self._pending: dict[str, Metadata | None] = {}
-        self._ages: list[tuple[int, int, str]] | None = (
-            None  # a heap of (time, sequence, subject), where age matters
-        )
+        # A heap of (time, sequence, subject), where age matters.
+        self._ages: list[tuple[int, int, str]] | None = None
+        self._made: list[
+            tuple[Node, int]
+        ] = []  # directories of a listing: their markers may follow behind their entries
         self._removals: list[Metadata] = []  # tombstones of a listing: the directory may follow behind them
         self._listed_seq = 0
         self.watched_seq = 0  # everything up to this stream sequence has been taken in
@@ -243,6 +245,10 @@ class Bucket:
             effects += self.purged(subject)
         self._unseen = set()
         self._void = False
+        for node, time_ns in self._made:
+            if node.parent is not None:
+                self.touch(node.parent, time_ns if node.meta is None else self._entry_time(node.meta))
+        self._made = []
         for meta in self._removals:
             parent = self.find(path_of(meta.name.removesuffix("/") or "/")[:-1])
             if parent is not None and parent.is_dir:
@@ -518,7 +524,10 @@ class Bucket:
             found = node.children.get(part)
             if found is None:
                 found = self.add_node(node, part, directory=True)
-                self.touch(node, time_ns)
+                if self.loaded:
+                    self.touch(node, time_ns)
+                else:
+                    self._made.append((found, time_ns))
                 effects.append(self._entry(node, part))
                 self._parent_attributes(node, effects)
             elif not found.is_dir:
@@ -608,6 +617,7 @@ class Bucket:
             or self.find(directory.path()) is not directory
             or (target is not None and target.is_dir)
             # Where a name has two spellings, what appears behind it is the messages' affair.
+            or (target is not None and target.meta is not None and target.meta.subject != meta.subject)
             or self._has_shadows(node.meta)
             or self._has_shadows(meta)
         ):
@@ -625,7 +635,13 @@ class Bucket:
         if (
             not self._can_take_over(to_two)
             or not self._can_take_over(to_one)
-            or any(node.is_dir or self.find(node.path()) is not node for node in (one, two))
+            or any(
+                node.is_dir
+                or self.find(node.path()) is not node
+                or node.meta is None
+                or node.meta.subject != meta.subject
+                for node, meta in ((one, to_one), (two, to_two))
+            )
             or self._has_shadows(to_two)
             or self._has_shadows(to_one)
         ):
