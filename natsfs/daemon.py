@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import pyfuse3
 import trio
@@ -83,7 +84,7 @@ async def _mounted(
     volume.notifier.start()
     try:
         async with trio.open_nursery() as serving:
-            serving.start_soon(_announce, config.mountpoint, ready)
+            serving.start_soon(_announce, config, ready)
             # Only as long as the session lives: libfuse frees it below, and ending it then is a crash. What was
             # signalled before waits in the receiver.
             serving.start_soon(_stop_on_signal, signals, config.mountpoint, files)
@@ -132,10 +133,24 @@ def _captured_stderr() -> Iterator[Callable[[], str]]:
             os.close(saved)
 
 
-async def _announce(mountpoint: str, ready: Callable[[], None]) -> None:
+async def _announce(config: Config, ready: Callable[[], None]) -> None:
     """Tell that the mount answers once it does."""
-    await trio.to_thread.run_sync(os.stat, mountpoint, abandon_on_cancel=True)
+    await trio.to_thread.run_sync(os.stat, config.mountpoint, abandon_on_cancel=True)
+    _read_far_ahead(config)
     ready()
+
+
+def _read_far_ahead(config: Config) -> None:
+    """The kernel asks for 128 KiB at a time unless it is told otherwise, and a request costs the same for 1 MiB."""
+    entry = mounttable.at(config.mountpoint)
+    try:
+        if entry is not None:
+            # sysfs-class-bdi; it is for root alone.
+            Path(f"/sys/class/bdi/{entry.device}/read_ahead_kb").write_text(
+                str(config.options.read_ahead // 1024)
+            )
+    except OSError as error:
+        log.info("the kernel's read-ahead stays as it is: %s", error)
 
 
 async def _stop_on_signal(signals: AsyncIterator[int], mountpoint: str, files: Files) -> None:

@@ -48,6 +48,7 @@ class Options:
     dir_mode: int = 0o755
     chunk_size: int = 128 * 1024
     cache_size: int = 64 * 1024 * 1024
+    read_ahead: int = 1024 * 1024
     spool_dir: str = field(default_factory=default_spool_dir)
     spool_size: int = 0
     timeout: float = 60.0
@@ -348,6 +349,15 @@ ROWS: tuple[Row, ...] = (
         parse=size_between(1 << 20, 1 << 40),
         default="64M",
         help="Memory for chunks that were read.",
+    ),
+    Row(
+        name="read_ahead",
+        field="read_ahead",
+        group="Performance",
+        metavar="SIZE",
+        parse=size_between(128 << 10, 16 << 20),
+        default="1M",
+        help="How far the kernel reads ahead in a file, where natsfs runs as root; else it is the kernel's 128K.",
     ),
     Row(
         name="spool_dir",

@@ -117,8 +117,11 @@ class Operation:
             effects += self._catalog.end_op(op)
         self._volume.notifier.send(effects)
 
-    async def publish(self, meta: Metadata, expected: int) -> Metadata:
-        """Publish; returns the message as it is stored. Raises `Conflict` and other `StoreError`s."""
+    async def publish(self, meta: Metadata, expected: int, content: bytes | None = None) -> Metadata:
+        """Publish, with the content if it is one chunk that has still to go; returns the message as it is stored.
+
+        Raises `Conflict` and other `StoreError`s.
+        """
         self._volume.check_writable(self._catalog)
         op = self._volume.store.new_op()
         self._ops.append(op)
@@ -127,10 +130,10 @@ class Operation:
         takes, mounted.takes = mounted.takes, False
         try:
             try:
-                seq = await self._volume.store.publish(meta, expected, op)
+                seq = await self._volume.store.publish(meta, expected, op, content)
             except BucketFull:
                 # What waits for its grace time to pass is room.
-                if not self._volume.purges.hurry(self._catalog.name):
+                if content is not None or not self._volume.purges.hurry(self._catalog.name):
                     raise
                 await self._volume.purges.settle(self._catalog.name)
                 seq = await self._volume.store.publish(meta, expected, op)

@@ -31,7 +31,7 @@ from natsfs.files.overlay import Overlay
 from natsfs.files.pace import Pace
 from natsfs.files.reader import Sequence, Version
 from natsfs.files.spool import SpoolFile
-from natsfs.store.publish import Uploaded
+from natsfs.store.publish import Uploaded, small
 from natsfs.store.segments import Spooled, Zeros
 from natsfs.store.store import StoreUpload
 
@@ -43,8 +43,19 @@ log = logging.getLogger(__name__)
 # Early publishing starts when so much lies contiguous in front of what was published; smaller files go out whole
 # when they are closed.
 EARLY = 1024 * 1024
+AT_ONCE = 256 * 1024  # bytes of content that may go out together with the metadata, if they are one chunk
 EMPTY_DIGEST = "SHA-256=47DEQpj8HBSa-_TImW-5JCeuQeRkm5NMpJWZG3hSuFU="
 ATTEMPTS = 10  # at a commit that others' commits of the same name keep overtaking
+
+
+def _spooled(overlay: Overlay, spool: SpoolFile, size: int) -> bytes:
+    """The whole content of a file that shows nothing of a version below."""
+    return b"".join(
+        os.pread(spool.fd, s.end - s.start, s.start).ljust(s.end - s.start, b"\0")
+        if isinstance(s, Spooled)
+        else bytes(s.end - s.start)
+        for s in overlay.segments(0, size)
+    )
 
 
 class File:
@@ -272,7 +283,8 @@ class File:
                 raise failure from error
             self.inode.uncommitted = self.dirty or self.attributes_dirty
 
-    async def _commit_content(self) -> None:
+    async def _commit_content(self, *, at_once: bool = True) -> None:
+        """Upload and publish; a small file with its metadata, `at_once`, where that is possible."""
         overlay, spool = self._overlay, self._spool
         assert overlay is not None
         assert spool is not None
@@ -286,7 +298,12 @@ class File:
         self._commit_done = trio.Event()
         try:
             await self._stop_early()
-            uploaded = await self._upload_content(overlay, spool, size)
+            uploaded: Uploaded | None
+            chunk_size = self._volume.store.chunk_size
+            if at_once and self._upload is None and 0 < size <= min(AT_ONCE, chunk_size) and not overlay.kept:
+                uploaded = small(_spooled(overlay, spool, size), chunk_size)
+            else:
+                uploaded = await self._upload_content(overlay, spool, size)
             if uploaded is not None:
                 # These chunks belong to the metadata from here on: nothing is appended to them, and nobody but the
                 # purger, which asks whether an object has them, may remove them.
@@ -294,17 +311,25 @@ class File:
         finally:
             self._reading = 0
             self._commit_done.set()
-        published = refused = False
+        published = refused = again = False
+        meta = None
         try:
             meta = await self._publish_content(catalog, uploaded)
             published, refused = meta is not None, meta is None
         except StoreError as error:
             refused = not isinstance(error, Unreachable)
-            raise
+            # Where it is not known whether the chunk is stored: the whole of it again, step by step, with another nuid.
+            again = uploaded is not None and uploaded.content is not None and not isinstance(error, Conflict)
+            if not again:
+                raise
+            log.info("%s is committed step by step: %s", self.inode.name, error)
         finally:
             if uploaded is not None and not published:
                 subject = catalog.subject_of(self.inode.name)
                 self._volume.discard_unless_live(catalog, uploaded.nuid, subject, refused=refused)
+        if again:
+            await self._commit_content(at_once=False)
+            return
         if meta is None:
             return
         # The new version's bytes are those of the overlay, so what is in the spool stays good as a cache of it; and
@@ -358,6 +383,7 @@ class File:
         """Publish the metadata that makes the uploaded chunks the object's content; None if the file was removed."""
         inode = self.inode
         volume = self._volume
+        content = uploaded.content if uploaded is not None else None
         async with self.publishing, volume.mounted_of(catalog).names.shared():
             for _ in range(ATTEMPTS):
                 if inode.unlinked:
@@ -389,9 +415,10 @@ class File:
                 )
                 async with volume.operation(catalog) as operation:
                     try:
-                        stored = await operation.publish(inode.describe(meta), expected)
+                        stored = await operation.publish(inode.describe(meta), expected, content)
                     except Conflict:
                         await volume.refresh(catalog, subject)
+                        content = None
                     else:
                         operation.apply(stored, inode)
                         inode.edits_stored(edits)

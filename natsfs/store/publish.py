@@ -18,9 +18,9 @@ import trio
 
 from natsfs.catalog.attributes import format_time
 from natsfs.catalog.metadata import Metadata, encode, new_nuid
-from natsfs.errors import Conflict, Corrupt, TooLarge
+from natsfs.errors import Conflict, Corrupt, TooLarge, Unreachable
 from natsfs.store.fetch import Fetcher
-from natsfs.store.jetstream import TOO_FAST, ApiError, api_error
+from natsfs.store.jetstream import NOT_BEHIND, TOO_FAST, ApiError, api_error
 from natsfs.store.layout import Layout
 from natsfs.store.segments import Kept, Segment, Spooled, Zeros
 from natsfs.store.watch import OP_HEADER
@@ -35,16 +35,28 @@ BLOCK = 1024 * 1024  # bytes read from the spool, and digested, at a time
 THREAD = 512 * 1024  # bytes of a block that are digested in a thread
 # An upload older than this has its chunks counted before its metadata is published.
 PROOF_AGE = 60.0
-_HEADERS_ROOM = 4096
+HEADERS_ROOM = 4096  # bytes of a message that are not its body
 
 
 @dataclass(frozen=True, slots=True)
 class Uploaded:
+    """The content of a new version. `content` is its only chunk where that has still to go, with the metadata."""
+
     nuid: str
     size: int
     chunks: int
     chunk_size: int
     digest: str
+    content: bytes | None = None
+
+
+def small(content: bytes, chunk_size: int) -> Uploaded:
+    """A version of one chunk, which is stored by `Publisher.object`."""
+    return Uploaded(new_nuid(), len(content), 1, chunk_size, digest_text(hashlib.sha256(content)), content)
+
+
+def digest_text(sha: hashlib._Hash) -> str:
+    return f"SHA-256={base64.urlsafe_b64encode(sha.digest()).decode()}"
 
 
 class Base:
@@ -85,7 +97,7 @@ class Upload:
         self.stored = 0  # bytes of content acknowledged
         self._wire = wire
         self._subject = f"$O.{bucket}.C.{self.nuid}"
-        self._chunk_size = min(chunk_size, wire.max_payload - _HEADERS_ROOM)
+        self._chunk_size = chunk_size
         self._limit = limit
         self._sha = hashlib.sha256()
         self._rest = b""
@@ -170,8 +182,7 @@ class Upload:
             self._rest = b""
         while self._flying:
             await self._reap()
-        digest = base64.urlsafe_b64encode(self._sha.digest()).decode()
-        return Uploaded(self.nuid, self.position, self._chunks, self._chunk_size, f"SHA-256={digest}")
+        return Uploaded(self.nuid, self.position, self._chunks, self._chunk_size, digest_text(self._sha))
 
     @property
     def needs_proof(self) -> bool:
@@ -205,7 +216,7 @@ class Publisher:
     @property
     def limit_of_metadata(self) -> int:
         """How many bytes the body of a metadata message may have."""
-        return self._wire.max_payload - _HEADERS_ROOM
+        return self._wire.max_payload - HEADERS_ROOM
 
     async def metadata(self, meta: Metadata, expected: int, op: str) -> int:
         """Publish a metadata message if its subject's last sequence is `expected`; returns its own sequence.
@@ -213,16 +224,7 @@ class Publisher:
         A lost acknowledgement is settled by what the leader holds, so the answer is always definite, or `Unreachable`
         after the time limit. Raises `Conflict` with the sequence that is there instead.
         """
-        body = encode(meta, mtime=format_time(time.time_ns()))
-        if len(body) > self.limit_of_metadata:
-            raise TooLarge(
-                f"the metadata of {meta.name!r} has {len(body)} bytes, more than a message may have"
-            )
-        headers = {
-            "Nats-Rollup": "sub",
-            "Nats-Expected-Last-Subject-Sequence": str(expected),
-            OP_HEADER: op,
-        }
+        body, headers = self._message(meta, expected, op)
         tried = False
 
         async def attempt() -> int:
@@ -248,6 +250,51 @@ class Publisher:
             raise error
 
         return await persist(attempt, self._limit)
+
+    def _message(self, meta: Metadata, expected: int, op: str) -> tuple[bytes, dict[str, str]]:
+        body = encode(meta, mtime=format_time(time.time_ns()))
+        if len(body) > self.limit_of_metadata:
+            raise TooLarge(
+                f"the metadata of {meta.name!r} has {len(body)} bytes, more than a message may have"
+            )
+        headers = {
+            "Nats-Rollup": "sub",
+            "Nats-Expected-Last-Subject-Sequence": str(expected),
+            OP_HEADER: op,
+        }
+        return body, headers
+
+    async def object(self, meta: Metadata, content: bytes, expected: int, op: str) -> int:
+        """Publish an object of one chunk in one round trip: the metadata is refused where the chunk was.
+
+        It says that the stream's last message has to be the chunk. Where somebody else's came between, it is sent again
+        behind the chunk's acknowledgement. After any error but `Conflict` the chunk may be stored or not: another
+        attempt needs another nuid.
+        """
+        body, headers = self._message(meta, expected, op)
+        chunk = (f"$O.{meta.bucket}.C.{meta.nuid}", content, {"Nats-Msg-Id": meta.nuid})
+        await self._wire.up(self._limit)
+        stored, published = await self._wire.send(
+            chunk, (meta.subject, body, {**headers, "Nats-Expected-Last-Msg-Id": meta.nuid})
+        )
+        limit = min(self._limit, 10)
+        what = f"acknowledgement for the metadata of {meta.name!r}"
+        try:
+            ack = json.loads((await published.get(limit, what)).data)
+            if "error" not in ack:
+                return int(ack["seq"])
+            chunk_ack = json.loads((await stored.get(limit, "acknowledgement of a chunk")).data)
+        except Unreachable:
+            seq = await self._settle(meta, expected, op)
+            if seq is None:
+                raise
+            return seq
+        if "error" in chunk_ack:
+            raise api_error(chunk_ack["error"])
+        error = api_error(ack["error"])
+        if isinstance(error, ApiError) and error.err_code in (NOT_BEHIND, TOO_FAST):
+            return await paced(lambda: self.metadata(meta, expected, op), self._limit)
+        raise error
 
     async def _settle(self, meta: Metadata, expected: int, op: str) -> int | None:
         """Whether a message whose acknowledgement was lost was stored, by the word of the leader."""

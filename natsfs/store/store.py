@@ -28,7 +28,7 @@ from natsfs.store.consumer import scan
 from natsfs.store.fetch import Fetcher
 from natsfs.store.jetstream import ApiError, NoResponders
 from natsfs.store.layout import Layout
-from natsfs.store.publish import Base, Publisher, Upload, Uploaded, paced
+from natsfs.store.publish import HEADERS_ROOM, Base, Publisher, Upload, Uploaded, paced
 from natsfs.store.segments import Segment
 from natsfs.store.watch import OP_HEADER, BucketsChanged, Event, Suspect, Watch
 from natsfs.store.wire import Wire, persist
@@ -226,7 +226,6 @@ class Store:
 
     async def buckets(self) -> list[BucketInfo]:
         """All buckets of the account, from the stream list, page by page."""
-
         found: list[BucketInfo] = []
         offset = 0
         while True:
@@ -271,7 +270,6 @@ class Store:
 
     async def subjects(self, bucket: str, pattern: str) -> dict[str, int]:
         """The subjects of a bucket that match `pattern`, with the number of their messages."""
-
         found: dict[str, int] = {}
         while True:
             body = {"subjects_filter": pattern, "offset": len(found)}
@@ -313,14 +311,14 @@ class Store:
         self._ops += 1
         return f"{self._op_prefix}.{self._ops}"
 
-    async def publish(self, meta: Metadata, expected: int, op: str) -> int:
-        """See `Publisher.metadata`."""
-
+    async def publish(self, meta: Metadata, expected: int, op: str, content: bytes | None = None) -> int:
+        """See `Publisher.metadata`, and with the content of a single chunk `Publisher.object`."""
+        if content is not None:
+            return await self._publisher.object(meta, content, expected, op)
         return await paced(lambda: self._publisher.metadata(meta, expected, op), self._limit)
 
     async def metadata(self, bucket: str, subject: str) -> Metadata | None:
         """The newest metadata message of a subject, by the word of the stream's leader; None if there is none."""
-
         message = await self._small.leader_get(bucket, {"last_by_subj": subject})
         if message is None:
             return None
@@ -357,6 +355,11 @@ class Store:
     async def chunks(self, bucket: str, nuid: str, layout: Layout, index: int, count: int) -> list[bytes]:
         return await self._fetcher.chunks(bucket, nuid, layout, index, count)
 
+    @property
+    def chunk_size(self) -> int:
+        """Bytes of a chunk of new content: what was asked for, as far as the server's messages may be so long."""
+        return min(self._chunk_size, self._quick.max_payload - HEADERS_ROOM)
+
     def new_upload(self, bucket: str) -> StoreUpload:
         return StoreUpload(self, bucket)
 
@@ -382,7 +385,7 @@ class StoreUpload:
     def __init__(self, store: Store, bucket: str) -> None:
         self._store = store
         self._bucket = bucket
-        self._upload = Upload(store._bulk, bucket, store._chunk_size, store._limit)
+        self._upload = Upload(store._bulk, bucket, store.chunk_size, store._limit)
 
     @property
     def position(self) -> int:
