@@ -16,7 +16,7 @@ from natsfs.catalog.metadata import Metadata, new_nuid, tombstone
 from natsfs.errors import BucketFull, BucketGone, ChunksGone, Conflict, StoreError, TooLarge, Unreachable
 from natsfs.names import encode_subject
 from natsfs.store.layout import uniform
-from natsfs.store.publish import WINDOW, Uploaded
+from natsfs.store.publish import WINDOW, Uploaded, small
 from natsfs.store.segments import Kept, Spooled, Zeros
 from natsfs.store.store import Store
 from tests.store.conftest import Events, Stores
@@ -192,6 +192,68 @@ def test_a_server_that_does_not_answer_has_a_limit_too(fresh_server: Server, wit
                 break
 
     with_store(work, server=fresh_server, timeout=2.0)
+
+
+# --- objects of one chunk -----------------------------------------------------------------------------------------
+
+
+async def store_small(store: Store, bucket: str, name: str, data: bytes, expected: int = 0) -> Metadata:
+    uploaded = small(data, CHUNK)
+    meta = metadata(bucket, name, uploaded)
+    await store.publish(meta, expected, store.new_op(), uploaded.content)
+    return meta
+
+
+def test_small_objects_side_by_side(with_store: Stores, bucket: str, client: Client) -> None:
+    """Where the chunk of one comes between chunk and metadata of another, the metadata follows in a second step."""
+
+    async def work(store: Store, events: Events) -> None:
+        async def disturb() -> None:
+            upload = store.new_upload(bucket)
+            fd = os.memfd_create("noise")
+            os.pwrite(fd, noise(4_000_000), 0)
+            for start in range(0, 4_000_000, 200_000):
+                await upload.append([Spooled(start, start + 200_000)], fd)
+            await upload.finish()
+            os.close(fd)
+
+        with trio.fail_after(30):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(disturb)
+                for number in range(60):
+                    nursery.start_soon(store_small, store, bucket, f"o{number}", noise(3000, number))
+
+    with_store(work)
+    for number in range(60):
+        assert client.read(bucket, f"o{number}") == noise(3000, number)
+
+
+def test_a_small_object_over_another(with_store: Stores, bucket: str, client: Client) -> None:
+    async def work(store: Store, events: Events) -> None:
+        await store_small(store, bucket, "o", b"first")
+        with pytest.raises(Conflict) as refused:
+            await store_small(store, bucket, "o", b"second")
+        await store_small(store, bucket, "o", b"third", refused.value.seq)
+
+    with_store(work)
+    assert client.read(bucket, "o") == b"third"
+
+
+def test_a_small_object_in_a_full_bucket(with_store: Stores, client: Client) -> None:
+    """Neither its chunk nor its metadata is stored."""
+    client.create_bucket("brim", max_bytes=100_000)
+    try:
+
+        async def work(store: Store, events: Events) -> None:
+            await store_small(store, "brim", "o", noise(60_000))
+            with pytest.raises(BucketFull):
+                await store_small(store, "brim", "p", noise(60_000))
+
+        with_store(work)
+        assert client.names("brim") == {"o"}
+        assert len(client.chunks("brim")) == 1
+    finally:
+        client.delete_bucket("brim")
 
 
 # --- chunks -------------------------------------------------------------------------------------------------------
