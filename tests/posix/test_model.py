@@ -197,8 +197,6 @@ class Comparison(RuleBasedStateMachine):
     def chmod(self, name: str, mode: int) -> None:
         self.same(lambda side: os.chmod(side.path(name), mode))
 
-    # Not while files are open: what a commit does to times that were set before it has tests of its own.
-    @precondition(lambda self: not self.any_open())
     @rule(name=paths, age=st.integers(1, 2_000_000_000_000_000_000))
     def utime(self, name: str, age: int) -> None:
         self.ages.add(age)

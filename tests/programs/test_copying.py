@@ -29,6 +29,8 @@ def source(tmp_path: Path) -> Path:
     (tree / "a/b/empty").touch()
     (tree / "a/b/empty").chmod(0o4755)
     (tree / "a/closed").mkdir(mode=0o700)
+    os.setxattr(tree / "a/big", "user.colour", b"\0red")
+    os.setxattr(tree / "a/b", "user.empty", b"")
     (tree / "name é\n🐘").write_bytes(b"x" * 4096)
     (tree / "link").symlink_to("a/big")
     (tree / "dangling").symlink_to("nowhere")
@@ -61,12 +63,12 @@ def itemized(*arguments: str | Path) -> str:
 
 @pytest.mark.semantics("rsync-finds-nothing-to-do")
 def test_rsync_twice_in_both_directions(folder: Path, source: Path, tmp_path: Path) -> None:
-    """`rsync -aH --checksum` makes the same tree in both directions, and the second time it moves nothing."""
+    """`rsync -aHAX --checksum` makes the same tree in both directions, and the second time it moves nothing."""
     for here, there in ((source, folder / "in"), (folder / "in", tmp_path / "out")):
-        assert itemized("-aH", "--checksum", f"{here}/", there) != ""
-        assert itemized("-aH", "--checksum", f"{here}/", there) == ""
-        assert itemized("-aH", f"{here}/", there) == ""
-        assert itemized("-aH", "--checksum", "--delete", f"{there}/", here) == ""
+        assert itemized("-aHAX", "--checksum", f"{here}/", there) != ""
+        assert itemized("-aHAX", "--checksum", f"{here}/", there) == ""
+        assert itemized("-aHAX", f"{here}/", there) == ""
+        assert itemized("-aHAX", "--checksum", "--delete", f"{there}/", here) == ""
     assert differences(taken(source), taken(tmp_path / "out")) == []
 
 
@@ -74,17 +76,17 @@ def test_rsync_twice_in_both_directions(folder: Path, source: Path, tmp_path: Pa
 def test_rsync_after_a_remount(bucket: str, mount: Mounter, source: Path, tmp_path: Path) -> None:
     """After a remount rsync finds nothing to do either."""
     first = mount(f"/{bucket}", folder=tmp_path / "mounted")
-    itemized("-aH", f"{source}/", first.path / "in")
+    itemized("-aHAX", f"{source}/", first.path / "in")
     assert first.finish() == []
     second = mount(f"/{bucket}", folder=tmp_path / "mounted")
-    assert itemized("-aH", "--checksum", "--delete", f"{source}/", second.path / "in") == ""
+    assert itemized("-aHAX", "--checksum", "--delete", f"{source}/", second.path / "in") == ""
 
 
 @pytest.mark.semantics("hard-links-refused")
 def test_rsync_with_hard_links(folder: Path, source: Path) -> None:
     """With -H rsync leaves the further names of a file out, names them, and ends with 23; without -H it copies them."""
     os.link(source / "a/big", source / "a/second name")
-    failed = run("rsync", "-aH", f"{source}/", folder / "in", status=23)
+    failed = run("rsync", "-aHAX", f"{source}/", folder / "in", status=23)
     assert "failed: Operation not permitted" in failed.stderr
     names = {path.name for path in (folder / "in/a").iterdir()}
     assert len(names & {"big", "second name"}) == 1
