@@ -7,6 +7,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable
@@ -36,6 +37,10 @@ THREAD = 512 * 1024  # bytes of a block that are digested in a thread
 # An upload older than this has its chunks counted before its metadata is published.
 PROOF_AGE = 60.0
 HEADERS_ROOM = 4096  # bytes of a message that are not its body
+
+
+# The acknowledgement of a stored message; every other form is left to the JSON parser.
+_STORED = re.compile(rb'\{"stream":"[^"\\]+", ?"seq":(\d+)\}')
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,26 +143,36 @@ class Upload:
     async def _publish_full(self, block: bytes) -> None:
         size = self._chunk_size
         view = memoryview(block)
+        chunks: list[bytes | memoryview] = []
         if self._rest:
             take = min(size - len(self._rest), len(view))
             self._rest += view[:take]
             view = view[take:]
             if len(self._rest) < size:
                 return
-            await self._publish(self._rest)
+            chunks.append(self._rest)
             self._rest = b""
-        while len(view) >= size:
-            await self._publish(view[:size])
-            view = view[size:]
-        self._rest = bytes(view)
+        full = len(view) // size * size
+        chunks += [view[start : start + size] for start in range(0, full, size)]
+        self._rest = bytes(view[full:])
+        await self._publish(chunks)
 
-    async def _publish(self, chunk: bytes | memoryview) -> None:
-        while self._flying_bytes + len(chunk) > WINDOW and self._flying:
-            await self._reap()
-        (answer,) = await self._wire.send((self._subject, chunk, None))
-        self._flying.append((answer, len(chunk)))
-        self._flying_bytes += len(chunk)
-        self._chunks += 1
+    async def _publish(self, chunks: list[bytes | memoryview]) -> None:
+        """As many at a time as the window has room for: a call for each chunk is dear."""
+        at = 0
+        while at < len(chunks):
+            while self._flying and self._flying_bytes + len(chunks[at]) > WINDOW:
+                await self._reap()
+            stop, room = at + 1, WINDOW - self._flying_bytes - len(chunks[at])
+            while stop < len(chunks) and len(chunks[stop]) <= room:
+                room -= len(chunks[stop])
+                stop += 1
+            answers = await self._wire.send(*((self._subject, chunk, None) for chunk in chunks[at:stop]))
+            for answer, chunk in zip(answers, chunks[at:stop], strict=True):
+                self._flying.append((answer, len(chunk)))
+                self._flying_bytes += len(chunk)
+            self._chunks += stop - at
+            at = stop
         while self._flying and self._flying[0][0].arrived:
             await self._reap()
 
@@ -167,18 +182,23 @@ class Upload:
         reply = await answer.get(self._limit, "acknowledgement of a chunk")
         self._flying.popleft()
         self._flying_bytes -= size
-        ack = json.loads(reply.data)
-        if "error" in ack:
-            raise api_error(ack["error"])
-        if ack["seq"] <= self._last_seq:
+        stored = _STORED.fullmatch(reply.data)
+        if stored is not None:
+            seq = int(stored[1])
+        else:
+            ack = json.loads(reply.data)
+            if "error" in ack:
+                raise api_error(ack["error"])
+            seq = int(ack["seq"])
+        if seq <= self._last_seq:
             raise Corrupt("chunks were stored out of order")
-        self._last_seq = ack["seq"]
+        self._last_seq = seq
         self.stored += size
 
     async def finish(self) -> Uploaded:
         """Publish the last, short chunk and wait for every acknowledgement."""
         if self._rest:
-            await self._publish(self._rest)
+            await self._publish([self._rest])
             self._rest = b""
         while self._flying:
             await self._reap()
