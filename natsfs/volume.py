@@ -13,7 +13,7 @@ import os
 import stat
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -48,6 +48,7 @@ log = logging.getLogger(__name__)
 
 BUCKET_POLL = 30.0  # seconds between two looks at the list of buckets, where advisories do not tell
 RECONCILE = 60.0  # seconds between two comparisons of the catalog with the subjects that are stored
+EXPIRY_LOOK = 0.5  # seconds between two looks at what has expired, in buckets with a TTL
 SUSPECTS = 1000  # names that are asked about one by one; of more, the whole list is asked for
 OUTCOME_UNKNOWN = 0  # in place of the sequence that ended a version: it is not known whether it ever was one
 INFO_AGE = 2.0  # seconds for which statfs(2) believes the last answer
@@ -93,6 +94,7 @@ class Mounted:
         self.loading = trio.Lock()
         self.loaded = trio.Event()
         self.followed = False  # whether the watch stands, so that the catalog is what the store holds
+        self.oldest_ns = 0  # no message of a live object is older; where messages expire
         self.takes = False  # whether the last message was stored: then attributes may follow in a moment
         self.names = SharedLock()
 
@@ -246,6 +248,7 @@ class Volume:
         self._nursery.start_soon(self.purges.run)
         self._nursery.start_soon(self._poll_buckets)
         self._nursery.start_soon(self._reconcile_all)
+        self._nursery.start_soon(self._expire_all)
 
     async def close(self) -> None:
         """After the last commit: stop everything that was started; bounded in time."""
@@ -279,6 +282,7 @@ class Volume:
                     catalog = mounted.catalog = Bucket(identity, self.inodes, self.defaults, parent)
                     self._adopt(mounted, catalog)
                 catalog.begin_load(identity, last_seq)
+                mounted.oldest_ns = 0
             case Messages(metas=metas):
                 assert catalog is not None
                 effects: list[Effect] = []
@@ -387,6 +391,22 @@ class Volume:
                 if mounted.catalog is not None and mounted.catalog.loaded and not mounted.catalog.gone:
                     await self._look_again(mounted.catalog, None)
 
+    async def _expire_all(self) -> None:
+        """Nothing tells that a message has expired; its age says when to ask."""
+        while True:
+            await trio.sleep(EXPIRY_LOOK)
+            for mounted in list(self.buckets.values()):
+                catalog, info = mounted.catalog, mounted.info
+                if catalog is None or not catalog.loaded or catalog.gone or info is None or not info.ttl:
+                    continue
+                now = time.time_ns()
+                limit = now - int(info.ttl * 1e9)
+                if limit >= mounted.oldest_ns:
+                    expired, oldest = catalog.older_than(limit)
+                    mounted.oldest_ns = min(oldest, now)
+                    for subject in expired:
+                        self._suspect(catalog, subject)
+
     # --- buckets ----------------------------------------------------------------------------------------------
 
     async def _poll_buckets(self) -> None:
@@ -405,8 +425,11 @@ class Volume:
         if self.config.bucket is not None:
             # An account may be allowed to see this one stream only.
             mounted = self.buckets[self.config.bucket]
-            with suppress(BucketGone):
+            try:
                 info = await self.store.bucket(mounted.name)
+            except BucketGone:
+                self._bucket_gone(mounted)
+            else:
                 self._take_info(mounted, info)
                 await self._follow_again(mounted, info)
             return

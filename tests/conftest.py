@@ -14,6 +14,15 @@ from tests.support import LIVE, Client, Mount, Mounter, Server
 _numbers = count(1)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--coherence-seconds",
+        type=float,
+        default=20.0,
+        help="how long the random operations on several mounts go on",
+    )
+
+
 @pytest.fixture(scope="session")
 def nats_server() -> Iterator[Server]:
     """One server for the whole run; tests keep apart by their buckets."""

@@ -111,6 +111,16 @@ class Bucket:
     def live_subjects(self) -> list[str]:
         return [subject for subject, known in self._subjects.items() if not isinstance(known, int)]
 
+    def older_than(self, time_ns: int) -> tuple[list[str], int]:
+        """The subjects of the live objects whose messages are at least that old, and the time of the oldest of all."""
+        found, oldest = [], 1 << 63
+        for subject, known in self._subjects.items():
+            if not isinstance(known, int):
+                oldest = min(oldest, known.time_ns)
+                if known.time_ns <= time_ns:
+                    found.append(subject)
+        return found, oldest
+
     def is_empty(self) -> bool:
         return not any(not isinstance(known, int) for known in self._subjects.values())
 

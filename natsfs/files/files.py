@@ -112,12 +112,19 @@ class Files:
         if handle.writable:
             file.writers += 1
         elif version is not None:
+            catalog = inode.bucket
+            mounted = self.volume.buckets.get(catalog.name) if catalog is not None else None
+            expires = mounted is not None and mounted.info is not None and mounted.info.ttl > 0
             try:
-                await self.volume.reader.opened(version)
+                await self.volume.reader.opened(version, prove=expires)
             except ChunksGone:
                 await self.release(number)
-                if inode.meta is not None and inode.bucket is not None:
-                    await self.volume.refresh(inode.bucket, inode.meta.subject)
+                if inode.meta is not None and catalog is not None:
+                    await self.volume.refresh(catalog, inode.meta.subject)
+                    there = catalog.live(inode.meta.subject)
+                    if expires and there is not None and there.nuid == version.meta.nuid:
+                        # A chmod has renewed the metadata; the content has expired all the same.
+                        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT)) from None
                 raise
             except BaseException:
                 await self.release(number)

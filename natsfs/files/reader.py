@@ -125,14 +125,19 @@ class Reader:
                 version.layout = layout
             return version.layout
 
-    async def opened(self, version: Version) -> None:
-        """A reader has opened the version: a small one is fetched before open(2) returns.
+    async def opened(self, version: Version, *, prove: bool = False) -> None:
+        """A reader has opened the version: a small one is fetched before open(2) returns, of another one it is proven
+        that it is there where that is asked for.
 
         So it stays readable whatever happens to the object, and one that was replaced in this moment is noticed while
         the name can still be looked up again. Raises `ChunksGone` then. What else goes wrong is the read's to tell.
         """
         key = (version.meta.bucket, version.meta.nuid)
-        if not 0 < version.meta.size <= SMALL or version.layout is not None or key in self._layouts:
+        if (
+            not (0 < version.meta.size <= SMALL or prove)
+            or version.layout is not None
+            or key in self._layouts
+        ):
             return
         try:
             await self.layout(version)
