@@ -105,15 +105,14 @@ def test_sealing(folders: tuple[Path, Path], mounts: tuple[Mount, Mount], client
     (here / "f").write_bytes(b"sealed in")
     client.change_bucket(here.name, sealed=True)
 
-    def refused() -> bool:
+    def refused() -> int | None:
         try:
             os.close(os.open(here / "f", os.O_WRONLY))
         except OSError as error:
-            assert error.errno == errno.EROFS
-            return True
-        return False
+            return error.errno
+        return None
 
-    until(refused)
+    assert until(refused) == errno.EROFS
     for change in (
         lambda: (here / "new").mkdir(),
         lambda: (here / "new").write_bytes(b""),

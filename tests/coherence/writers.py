@@ -35,7 +35,7 @@ class Writer(ABC):
     def link(self, bucket: str, target: str, name: str) -> None:
         raise NotImplementedError
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027 - most hold nothing
         """Give back what the client holds."""
 
 
