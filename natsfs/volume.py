@@ -94,6 +94,9 @@ class Mounted:
         self.loading = trio.Lock()
         self.loaded = trio.Event()
         self.followed = False  # whether the watch stands, so that the catalog is what the store holds
+        self.loading_generation = self.generation = (
+            0  # of the connection, in which the bucket was listed last
+        )
         self.oldest_ns = 0  # no message of a live object is older; where messages expire
         self.takes = False  # whether the last message was stored: then attributes may follow in a moment
         self.names = SharedLock()
@@ -126,15 +129,26 @@ class Operation:
         self._catalog.begin_op(op)
         mounted = self._volume.mounted_of(self._catalog)
         takes, mounted.takes = mounted.takes, False
+        replaces = None  # what is expected may be an own message that is not applied yet
+        if expected and self._catalog.last_seq(meta.subject) == expected:
+            known = self._catalog.live(meta.subject)
+            replaces = "" if known is None else known.nuid
+        generation = mounted.generation
+
+        async def send() -> int:
+            return await self._volume.store.publish(
+                meta, expected, op, replaces=replaces, generation=generation
+            )
+
         try:
             try:
-                seq = await self._volume.store.publish(meta, expected, op)
+                seq = await send()
             except BucketFull:
                 # What waits for its grace time to pass is room.
                 if not self._volume.purges.hurry(self._catalog.name):
                     raise
                 await self._volume.purges.settle(self._catalog.name)
-                seq = await self._volume.store.publish(meta, expected, op)
+                seq = await send()
         except Conflict:
             mounted.takes = takes
             raise
@@ -276,13 +290,14 @@ class Volume:
             return
         catalog = mounted.catalog
         match event:
-            case Loading(identity=identity, last_seq=last_seq):
+            case Loading(identity=identity, last_seq=last_seq, generation=generation):
                 if catalog is None:
                     parent = None if mounted.node is None else self.root
                     catalog = mounted.catalog = Bucket(identity, self.inodes, self.defaults, parent)
                     self._adopt(mounted, catalog)
                 catalog.begin_load(identity, last_seq)
                 mounted.oldest_ns = 0
+                mounted.loading_generation = generation
             case Messages(metas=metas):
                 assert catalog is not None
                 effects: list[Effect] = []
@@ -298,10 +313,13 @@ class Volume:
             case Loaded():
                 assert catalog is not None
                 self.notifier.send(catalog.end_load())
+                for subject in catalog.doubtful:
+                    self._suspect(catalog, subject)
                 if mounted.info is not None:
                     catalog.read_only_because = mounted.info.read_only_because
                 mounted.loaded.set()
                 mounted.followed = True
+                mounted.generation = mounted.loading_generation
             case Interrupted():
                 mounted.followed = False
             case Gone():
@@ -373,7 +391,13 @@ class Volume:
         """Bring one name up to date, by the word of the stream's leader."""
         known = catalog.last_seq(subject)
         meta = await self.store.metadata(catalog.name, subject)
-        effects = catalog.purged(subject, known) if meta is None else catalog.learn(meta)
+        if meta is None:
+            effects = catalog.purged(subject, known)
+        elif subject in catalog.doubtful and meta.seq < known == catalog.last_seq(subject):
+            effects = catalog.set_back(meta)
+        else:
+            effects = catalog.learn(meta)
+        catalog.doubtful.discard(subject)
         self.notifier.send(effects)
 
     async def refresh_all(self, catalog: Bucket) -> None:
@@ -381,7 +405,7 @@ class Volume:
         known = {subject: catalog.last_seq(subject) for subject in catalog.live_subjects()}
         stored = await self.store.subjects(catalog.name, f"$O.{catalog.name}.M.>")
         # The pages of the answer are no snapshot: a subject may have slipped from one to another between two of them.
-        for subject in known.keys() - stored.keys():
+        for subject in (known.keys() - stored.keys()) | catalog.doubtful:
             await self.refresh(catalog, subject)
 
     async def _reconcile_all(self) -> None:

@@ -224,8 +224,20 @@ class Publisher:
         if future is not None and not future.done():
             future.set_result(seq)
 
-    async def metadata(self, meta: Metadata, expected: int, op: str) -> int:
+    async def metadata(
+        self,
+        meta: Metadata,
+        expected: int,
+        op: str,
+        *,
+        replaces: str | None = None,
+        generation: int | None = None,
+    ) -> int:
         """Publish a metadata message if its subject's last sequence is `expected`; returns its own sequence.
+
+        `replaces` is the nuid of the live object that has this sequence, if one has, and `generation` the connection's
+        generation in which that was learnt. After a reconnect the store may be an older one, in which the sequence has
+        been given to somebody else's object: then the leader is asked before anything is sent.
 
         A lost acknowledgement is settled by what the leader holds, so the answer is always definite, or `Unreachable`
         after the time limit. Raises `Conflict` with the sequence that is there instead.
@@ -249,8 +261,8 @@ class Publisher:
                 nonlocal tried
                 await self._connection.up(self._limit)
                 again = tried
-                if again:
-                    stored = await self._settle(meta, expected, op)
+                if again or generation not in (None, self._connection.generation):
+                    stored = await self._settle(meta, expected, op, replaces)
                     if stored is not None:
                         return stored
                 tried = True
@@ -269,7 +281,7 @@ class Publisher:
                 error = api_error(ack["error"])
                 if again and isinstance(error, Conflict):
                     # The attempt before may have been what this one met: reads do not wait for what was sent before.
-                    stored = await self._settle(meta, expected, op)
+                    stored = await self._settle(meta, expected, op, replaces)
                     if stored is not None:
                         return stored
                 raise error
@@ -279,8 +291,11 @@ class Publisher:
         finally:
             del self._echoes[op]
 
-    async def _settle(self, meta: Metadata, expected: int, op: str) -> int | None:
-        """Whether a message whose acknowledgement was lost was stored, by the word of the leader."""
+    async def _settle(self, meta: Metadata, expected: int, op: str, replaces: str | None) -> int | None:
+        """Whether a message whose acknowledgement was lost was stored, by the word of the leader.
+
+        Raises `Conflict` if it was not, and the name holds something else than what it was to replace.
+        """
         message = await self._fetcher.leader_get(meta.bucket, {"last_by_subj": meta.subject})
         if message is None:
             if expected == 0:
@@ -288,8 +303,9 @@ class Publisher:
             raise Conflict("the name was purged meanwhile", 0)
         if f"{OP_HEADER}: {op}".encode() in base64.b64decode(message.get("hdrs") or ""):
             return int(message["seq"])
-        if message["seq"] != expected:
-            raise Conflict("the name was changed meanwhile", int(message["seq"]))
+        there = int(message["seq"])
+        if there != expected or (replaces is not None and _nuid(message) != replaces):
+            raise Conflict("the name was changed meanwhile", there)
         return None
 
     async def prove(self, bucket: str, uploaded: Uploaded) -> bool:
@@ -316,6 +332,15 @@ class Publisher:
             )
 
         await persist(attempt, self._limit)
+
+
+def _nuid(message: dict[str, Any]) -> str:
+    """Of the object that a metadata message from the leader describes; empty where there is none."""
+    try:
+        data = json.loads(base64.b64decode(message.get("data") or ""))
+    except ValueError:
+        return ""
+    return "" if not isinstance(data, dict) or data.get("deleted") is True else str(data.get("nuid") or "")
 
 
 async def paced(attempt: Callable[[], Awaitable[int]], limit: float) -> int:

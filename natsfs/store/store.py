@@ -303,11 +303,24 @@ class Store:
         self._ops += 1
         return f"{self._op_prefix}.{self._ops}"
 
-    async def publish(self, meta: Metadata, expected: int, op: str) -> int:
+    async def publish(
+        self,
+        meta: Metadata,
+        expected: int,
+        op: str,
+        *,
+        replaces: str | None = None,
+        generation: int | None = None,
+    ) -> int:
         """See `Publisher.metadata`."""
 
         async def run() -> int:
-            return await paced(lambda: self._publisher.metadata(meta, expected, op), self._limit)
+            return await paced(
+                lambda: self._publisher.metadata(
+                    meta, expected, op, replaces=replaces, generation=generation
+                ),
+                self._limit,
+            )
 
         return await self._bridge.call(run)
 

@@ -23,11 +23,15 @@ OP_HEADER = "Natsfs-Op"
 
 @dataclass(frozen=True, slots=True)
 class Loading:
-    """A listing of the whole bucket begins; it covers everything up to the stream's sequence `last_seq`."""
+    """A listing of the whole bucket begins; it covers everything up to the stream's sequence `last_seq`.
+
+    What it says holds for this `generation` of the connection; after a reconnect the store may be another one.
+    """
 
     bucket: str
     identity: Identity
     last_seq: int
+    generation: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +133,8 @@ class Watch:
                 delay = min(delay * 2, 2.0)
 
     async def _follow(self) -> None:
+        await self._connection.up(10)
+        generation = self._connection.generation
         info = await self._connection.api(f"{self._api}.STREAM.INFO.OBJ_{self._bucket}", None, 10)
         created, last_seq = str(info["created"]), int(info["state"]["last_seq"])
         epoch = 0
@@ -143,7 +149,7 @@ class Watch:
         self._last_seq = max(self._last_seq, last_seq)
         consumer = Consumer(self._connection, self._api, self._bucket, f"$O.{self._bucket}.M.>")
         async with consumer.running(deliver_policy="last_per_subject") as pending:
-            self._emit(Loading(self._bucket, self._identity, last_seq))
+            self._emit(Loading(self._bucket, self._identity, last_seq, generation))
             loaded = pending == 0
             if loaded:
                 self._emit(Loaded(self._bucket))
