@@ -74,6 +74,115 @@ def test_a_change_of_what_is_gone(
     assert entry(here / "f") == expected
 
 
+# One process for each mount: it appends its lines, each with one write(2).
+APPENDER = """
+import os, sys
+path, who, count, how = sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4]
+flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
+fd = os.open(path, flags) if how == "hold" else -1
+for number in range(count):
+    line = f"{who} {number} {'x' * (number % 90)}\\n".encode()
+    if how == "hold":
+        os.write(fd, line)
+        if number % 5 == 4:
+            os.fsync(fd)
+    else:
+        fd = os.open(path, flags)
+        os.write(fd, line)
+        os.close(fd)
+if how == "hold":
+    os.close(fd)
+"""
+
+
+def lines_of(who: int, count: int) -> list[str]:
+    return [f"{who} {number} {'x' * (number % 90)}" for number in range(count)]
+
+
+@pytest.mark.semantics("appends-from-several-machines")
+@pytest.mark.parametrize("first", ["", "first\n"], ids=["new", "existing"])
+@pytest.mark.parametrize("how", ["hold", "close"])
+def test_appends_on_four_mounts(bucket: str, mount: Mounter, client: Client, how: str, first: str) -> None:
+    """O_APPEND on four mounts loses no line, tears none, and keeps each writer's order."""
+    count = 125
+    mounted = [mount(f"/{bucket}") for _ in range(4)]
+    if first:
+        (mounted[0].path / "log").write_text(first)
+    for one in mounted:
+        until(lambda one=one: (one.path / "log").exists() == bool(first))
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-c", APPENDER, one.path / "log", str(who), str(count), how],
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for who, one in enumerate(mounted)
+    ]
+    said = [process.communicate(timeout=100)[1] for process in running]
+    assert said == [""] * 4
+    text = client.read(bucket, "log").decode()
+    lines = text.splitlines()
+    assert text.startswith(first)
+    for who in range(4):
+        assert [line for line in lines if line.startswith(f"{who} ")] == lines_of(who, count)
+    assert len(lines) == bool(first) + 4 * count
+    for one in mounted:
+        until(lambda one=one: (one.path / "log").read_text() == text)
+
+
+@pytest.mark.semantics("appends-from-several-machines")
+def test_an_append_to_what_another_client_replaced(
+    folders: tuple[Path, Path], writers: Writers, mounts: tuple[Mount, Mount], kind: str
+) -> None:
+    """Appended bytes follow on what another client has put meanwhile; the mount that appended shows the same."""
+    here, there = folders
+    mounts[0].allow("are gone")
+    writer = writers(kind, mounts[1])
+    for number, size in enumerate((10, 200_000, 3_000_000)):
+        (here / "f").write_bytes(noise(size, 1))
+        until(lambda size=size: entry(there / "f") == whole(noise(size, 1)))
+        fd = os.open(here / "f", os.O_WRONLY | os.O_APPEND)
+        os.write(fd, b"mine")
+        theirs = noise(size // 2 + number, 2)
+        writer.put(here.name, "f", theirs)
+        os.write(fd, b" and more")
+        os.close(fd)
+        expected = theirs + b"mine and more"
+        assert entry(here / "f") == whole(expected)
+        until(lambda expected=expected: entry(there / "f") == whole(expected))
+        with opened(here / "f", os.O_WRONLY | os.O_APPEND) as fd:
+            for part in (b"1", b"2", b"3"):
+                os.write(fd, part)
+                os.fsync(fd)
+                writer.put(here.name, "f", theirs + part)
+        until(lambda: entry(here / "f") == entry(there / "f"))
+        assert entry(here / "f") == whole(theirs + b"3")
+
+
+@pytest.mark.semantics("appends-from-several-machines")
+def test_what_was_not_only_appended_is_not_moved(
+    folders: tuple[Path, Path], client: Client, mount: Mounter
+) -> None:
+    """One write that was not at the end, and the change is refused with ESTALE: it was about the old content."""
+    here, _ = folders
+    loser = mount(f"/{here.name}")
+    loser.allow("replaced by somebody else|are gone")
+    loser.allow_failed()
+    (here / "f").write_bytes(b"0123456789")
+    until(lambda: (loser.path / "f").exists())
+    appending = os.open(loser.path / "f", os.O_WRONLY | os.O_APPEND)
+    changing = os.open(loser.path / "f", os.O_WRONLY)
+    os.write(appending, b"end")
+    os.pwrite(changing, b"X", 3)
+    client.put(here.name, "f", b"theirs")
+    with raises(errno.ESTALE):
+        os.close(appending)
+    with raises(errno.ESTALE):
+        os.close(changing)
+    until(lambda: entry(loser.path / "f") == whole(b"theirs"))
+    assert client.read(here.name, "f") == b"theirs"
+
+
 @pytest.mark.semantics("exclusive-between-machines")
 def test_a_lock_file(folders: tuple[Path, Path]) -> None:
     """A lock file made with O_EXCL and removed again excludes between two mounts: the counter it guards is right."""
