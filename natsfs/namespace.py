@@ -462,7 +462,8 @@ class Namespace:
     @staticmethod
     def _still(catalog: Bucket, meta: Metadata) -> int:
         """The sequence to expect of a subject that must hold just this message: nothing newer may be buried."""
-        if catalog.last_seq(meta.subject) != meta.seq:
+        there = catalog.live(meta.subject)
+        if there is None or there.seq != meta.seq or there.nuid != meta.nuid:
             raise Conflict("the name was changed meanwhile", catalog.last_seq(meta.subject))
         return meta.seq
 
@@ -769,10 +770,13 @@ class Namespace:
         Otherwise the other client that replaced or removed it in this moment has purged its chunks: the new name is
         taken back, and leads to what it led to before.
         """
-        expected = old.seq
         for _ in range(ATTEMPTS):
+            current = catalog.live(old.subject)
+            if current is None or current.nuid != old.nuid:
+                break
+            # Of another sequence if its attributes have changed meanwhile.
             try:
-                buried = await operation.publish(tombstone(old, now), expected)
+                buried = await operation.publish(tombstone(old, now), current.seq)
             except Conflict:
                 await self._volume.refresh(catalog, old.subject)
             except StoreError:
@@ -780,10 +784,6 @@ class Namespace:
                 raise
             else:
                 return buried
-            current = catalog.live(old.subject)
-            if current is None or current.nuid != old.nuid:
-                break
-            expected = current.seq  # only its attributes have changed
         try:
             back = await operation.publish(tombstone(moved) if replaced is None else replaced, moved.seq)
         except StoreError:

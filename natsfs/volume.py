@@ -13,7 +13,7 @@ import os
 import stat
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -41,6 +41,7 @@ from natsfs.files.spool import Spool
 from natsfs.names import decode_subject, path_of
 from natsfs.notifier import Notifier
 from natsfs.purges import Purge, Purges
+from natsfs.store.publish import Known
 from natsfs.store.store import BucketInfo, Store
 from natsfs.store.watch import BucketsChanged, Event, Gone, Interrupted, Loaded, Loading, Messages, Suspect
 
@@ -94,6 +95,8 @@ class Mounted:
         self.loading = trio.Lock()
         self.loaded = trio.Event()
         self.followed = False  # whether the watch stands, so that the catalog is what the store holds
+        # Of the connection, in which the bucket was listed last.
+        self.loading_generation = self.generation = 0
         self.takes = False  # whether the last message was stored: then attributes may follow in a moment
         self.names = SharedLock()
 
@@ -128,15 +131,25 @@ class Operation:
         self._catalog.begin_op(op)
         mounted = self._volume.mounted_of(self._catalog)
         takes, mounted.takes = mounted.takes, False
+        replaces = None  # what is expected may be an own message that is not applied yet
+        if expected and self._catalog.last_seq(meta.subject) == expected:
+            known = self._catalog.live(meta.subject)
+            replaces = "" if known is None else known.nuid
+        generation = mounted.generation
+
+        async def send() -> int:
+            known = Known(expected, replaces, generation)
+            return await self._volume.store.publish(meta, known, op, content)
+
         try:
             try:
-                seq = await self._volume.store.publish(meta, expected, op, content)
+                seq = await send()
             except BucketFull:
                 # What waits for its grace time to pass is room.
                 if content is not None or not self._volume.purges.hurry(self._catalog.name):
                     raise
                 await self._volume.purges.settle(self._catalog.name)
-                seq = await self._volume.store.publish(meta, expected, op)
+                seq = await send()
         except Conflict:
             mounted.takes = takes
             raise
@@ -278,12 +291,13 @@ class Volume:
             return
         catalog = mounted.catalog
         match event:
-            case Loading(identity=identity, last_seq=last_seq):
+            case Loading(identity=identity, last_seq=last_seq, generation=generation):
                 if catalog is None:
                     parent = None if mounted.node is None else self.root
                     catalog = mounted.catalog = Bucket(identity, self.inodes, self.defaults, parent)
                     self._adopt(mounted, catalog)
                 catalog.begin_load(identity, last_seq)
+                mounted.loading_generation = generation
             case Messages(metas=metas):
                 assert catalog is not None
                 effects: list[Effect] = []
@@ -299,10 +313,13 @@ class Volume:
             case Loaded():
                 assert catalog is not None
                 self.notifier.send(catalog.end_load())
+                for subject in catalog.doubtful:
+                    self._suspect(catalog, subject)
                 if mounted.info is not None:
                     catalog.read_only_because = mounted.info.read_only_because
                 mounted.loaded.set()
                 mounted.followed = True
+                mounted.generation = mounted.loading_generation
             case Interrupted():
                 mounted.followed = False
             case Gone():
@@ -374,7 +391,13 @@ class Volume:
         """Bring one name up to date, by the word of the stream's leader."""
         known = catalog.last_seq(subject)
         meta = await self.store.metadata(catalog.name, subject)
-        effects = catalog.purged(subject, known) if meta is None else catalog.learn(meta)
+        if meta is None:
+            effects = catalog.purged(subject, known)
+        elif subject in catalog.doubtful and meta.seq < known == catalog.last_seq(subject):
+            effects = catalog.set_back(meta)
+        else:
+            effects = catalog.learn(meta)
+        catalog.doubtful.discard(subject)
         self.notifier.send(effects)
 
     async def refresh_all(self, catalog: Bucket) -> None:
@@ -382,7 +405,7 @@ class Volume:
         known = {subject: catalog.last_seq(subject) for subject in catalog.live_subjects()}
         stored = await self.store.subjects(catalog.name, f"$O.{catalog.name}.M.>")
         # The pages of the answer are no snapshot: a subject may have slipped from one to another between two of them.
-        for subject in known.keys() - stored.keys():
+        for subject in (known.keys() - stored.keys()) | catalog.doubtful:
             await self.refresh(catalog, subject)
 
     async def _reconcile_all(self) -> None:
@@ -433,8 +456,11 @@ class Volume:
         if self.config.bucket is not None:
             # An account may be allowed to see this one stream only.
             mounted = self.buckets[self.config.bucket]
-            with suppress(BucketGone):
+            try:
                 info = await self.store.bucket(mounted.name)
+            except BucketGone:
+                self._bucket_gone(mounted)
+            else:
                 self._take_info(mounted, info)
                 await self._follow_again(mounted, info)
             return
@@ -641,7 +667,7 @@ class Volume:
         op = self.store.new_op()
         catalog.begin_op(op)
         try:
-            await self.store.publish(found, found.seq, op)
+            await self.store.publish(found, Known(found.seq), op)
         except Conflict:
             return False
         finally:

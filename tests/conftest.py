@@ -20,6 +20,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--fsx-operations", type=int, default=100_000, help="how many random calls test_fsx makes"
     )
     parser.addoption("--fsx-seed", type=int, help="make the calls of a run that failed again")
+    parser.addoption(
+        "--coherence-seconds",
+        type=float,
+        default=20.0,
+        help="how long the random operations on several mounts go on",
+    )
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,7 @@ only a higher stream sequence counts. The methods return what the kernel has to 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from heapq import heapify, heappop, heappush
 
 from natsfs.catalog.attributes import SYMLINK_KEY, Attributes, Defaults, named_ns, parse_time, removed_ns
@@ -53,6 +53,13 @@ def same_content(one: Metadata, other: Metadata) -> bool:
     )
 
 
+def _is_same(known: Metadata | int, meta: Metadata) -> bool:
+    """Whether a message of a sequence that is known is the known one."""
+    if isinstance(known, int):
+        return meta.deleted
+    return not meta.deleted and known.nuid == meta.nuid
+
+
 class Bucket:
     """The catalog of one bucket."""
 
@@ -79,11 +86,13 @@ class Bucket:
         self._pending: dict[str, Metadata | None] = {}
         # A heap of (time, sequence, subject), where age matters.
         self._ages: list[tuple[int, int, str]] | None = None
-        self._made: list[
-            tuple[Node, int]
-        ] = []  # directories of a listing: their markers may follow behind their entries
-        self._removals: list[Metadata] = []  # tombstones of a listing: the directory may follow behind them
+        # Of a listing: directories, whose markers may follow behind their entries; tombstones, whose directories may.
+        self._made: list[tuple[Node, int]] = []
+        self._removals: list[Metadata] = []
         self._listed_seq = 0
+        # Subjects of which a listing had an older message than was known: a replica that lags, or a store that was
+        # set back. The leader knows which.
+        self.doubtful: set[str] = set()
         self.watched_seq = 0  # everything up to this stream sequence has been taken in
 
     # --- asking -----------------------------------------------------------------------------------------------
@@ -271,6 +280,15 @@ class Bucket:
             return []
         return self.apply(meta)
 
+    def set_back(self, meta: Metadata) -> list[Effect]:
+        """The leader has no newer message of this subject than `meta`, although one was known."""
+        known = self._subjects.get(meta.subject)
+        if isinstance(known, int):
+            del self._subjects[meta.subject]
+        elif known is not None:
+            self._subjects[meta.subject] = replace(known, seq=0)
+        return self.apply(meta)
+
     def apply(self, meta: Metadata, inode: Inode | None = None) -> list[Effect]:
         """A message becomes what the tree shows, unless a newer one of its subject already did.
 
@@ -278,10 +296,16 @@ class Bucket:
         """
         subject = meta.subject
         known = self._subjects.get(subject)
-        void = self._void and subject in self._unseen
+        listed = subject in self._unseen
+        void = self._void and listed
         self._unseen.discard(subject)
-        if known is not None and not void and meta.seq <= (known if isinstance(known, int) else known.seq):
-            return []
+        if known is not None and not void:
+            seq = known if isinstance(known, int) else known.seq
+            if meta.seq < seq or (meta.seq == seq and _is_same(known, meta)):
+                if listed and meta.seq < seq:
+                    self.doubtful.add(subject)
+                return []
+            # The same sequence with something else: a store that was set back has given it out again.
         effects: list[Effect] = []
         old = None if known is None or isinstance(known, int) else known
         if old is not None:

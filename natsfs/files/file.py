@@ -16,13 +16,14 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import random
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import trio
 
-from natsfs.catalog.attributes import format_time
+from natsfs.catalog.attributes import SYMLINK_KEY, format_time
 from natsfs.catalog.bucket import Bucket
 from natsfs.catalog.inodes import ContentChanged, Effect, EntryChanged, Inode
 from natsfs.catalog.metadata import Metadata, new_nuid
@@ -45,6 +46,7 @@ log = logging.getLogger(__name__)
 EARLY = 1024 * 1024
 AT_ONCE = 256 * 1024  # bytes of content that may go out together with the metadata, if they are one chunk
 EMPTY_DIGEST = "SHA-256=47DEQpj8HBSa-_TImW-5JCeuQeRkm5NMpJWZG3hSuFU="
+REBASES = 100  # at moving what was appended onto the version that another writer has published meanwhile
 ATTEMPTS = 10  # at a commit that others' commits of the same name keep overtaking
 
 
@@ -56,6 +58,14 @@ def _spooled(overlay: Overlay, spool: SpoolFile, size: int) -> bytes:
         else bytes(s.end - s.start)
         for s in overlay.segments(0, size)
     )
+
+
+class Overtaken(Conflict):
+    """The version that the content builds on is no longer the newest one, which is `current`."""
+
+    def __init__(self, name: str, current: Metadata | None, seq: int) -> None:
+        super().__init__(f"{name!r} was replaced by somebody else meanwhile", seq)
+        self.current = current
 
 
 class File:
@@ -73,6 +83,8 @@ class File:
         self.settling = False  # whether a task waits to store the attributes; it counts as a handle
         # Whether the content depends on that of the version below: then that must still be current at the commit.
         self.builds_on_base = False
+        # Where the uncommitted bytes begin if all of them were written at the end, through O_APPEND; else None.
+        self._appended_from: int | None = None
         self._overlay: Overlay | None = None
         self._spool: SpoolFile | None = None
         self._base: Version | None = None
@@ -152,6 +164,13 @@ class File:
             # A commit is reading these bytes: they have to stay what they are until it is done.
             await self._commit_done.wait()
         overlay, spool = self._layer()
+        if not append:
+            self._appended_from = None
+        elif not self.dirty:
+            self._appended_from = at
+        if append and at != offset:
+            # The kernel has put these bytes where it took the end to be; others have appended since.
+            self._volume.notifier.send([ContentChanged(self.inode.ino)])
         before = overlay.written
         start, end = at, at + len(data)
         covered = sum(s.end - s.start for s in overlay.segments(start, end) if isinstance(s, Spooled))
@@ -178,6 +197,8 @@ class File:
             self._touch()
             return
         overlay, spool = self._layer()
+        # A file that is new here begins with this; it may be new elsewhere at the same time.
+        self._appended_from = 0 if self.inode.meta is None and not self.inode.size and not size else None
         before = overlay.written
         if self._upload is not None and size < self._taken:
             self._no_early = True
@@ -264,7 +285,7 @@ class File:
                 return
             try:
                 if self.dirty:
-                    await self._commit_content()
+                    await self._commit_on_newest()
                 else:
                     self.attributes_dirty = False
                     async with self.publishing:
@@ -282,6 +303,79 @@ class File:
                 await self._failed(failure)
                 raise failure from error
             self.inode.uncommitted = self.dirty or self.attributes_dirty
+
+    async def _commit_on_newest(self) -> None:
+        """Commit; what was only appended is moved behind what others have appended or written meanwhile."""
+        for attempt in range(REBASES):
+            try:
+                try:
+                    await self._commit_content()
+                except ChunksGone:
+                    # Other clients purge what they replace before anybody can read it to the end.
+                    catalog, meta = self.inode.bucket, self.inode.meta
+                    if catalog is None or meta is None:
+                        raise
+                    await self._volume.refresh(catalog, meta.subject)
+                    there = catalog.live(meta.subject)
+                    if there is None or there.nuid == meta.nuid:
+                        raise
+                    raise Overtaken(self.inode.name, there, there.seq) from None
+            except Overtaken as overtaken:
+                if not self._can_move(overtaken.current):
+                    raise
+                self._no_early = True
+                await self._stop_early()
+                await self._drop_upload()
+                # The more often it was overtaken the longer it waits, so that everybody comes to a turn.
+                await trio.sleep(random.uniform(0, 0.002 * min(attempt, 20)))
+                catalog = self.inode.bucket
+                current = catalog.live(overtaken.current.subject) if catalog and overtaken.current else None
+                if current is None or not self._can_move(current):
+                    raise
+                self._move_onto(current)
+            else:
+                return
+        raise Conflict(f"{self.inode.name!r} is replaced by others all the time", 0)
+
+    def _can_move(self, current: Metadata | None) -> bool:
+        return (
+            self._appended_from is not None
+            and current is not None
+            and current.link is None
+            and not current.is_marker
+            and SYMLINK_KEY not in (current.attributes or {})
+        )
+
+    def _move_onto(self, current: Metadata) -> None:
+        """Without a wait in between: the bytes that were appended follow on the content of `current`."""
+        old_overlay, old_spool, start = self._overlay, self._spool, self._appended_from
+        assert old_overlay is not None
+        assert old_spool is not None
+        assert start is not None
+        overlay, spool = Overlay(current.size), self._volume.spool.create()
+        try:
+            at, end = start, old_overlay.size
+            while at < end:
+                data = os.pread(old_spool.fd, min(end - at, 1024 * 1024), at)
+                if not data:
+                    raise StoreError("the spool file is shorter than what was appended")
+                place, before = current.size + at - start, overlay.written
+                spool.write(data, place, before, before + len(data))
+                overlay.write(place, place + len(data))
+                at += len(data)
+        except BaseException:
+            spool.discard()
+            raise
+        self._overlay, self._spool = overlay, spool
+        old_spool.discard()
+        self._set_base(current)
+        self.inode.meta = current
+        self.inode.size = overlay.size
+        self.builds_on_base = True
+        self._appended_from = current.size
+        self._no_early = False
+        self._generation += 1
+        self._volume.notifier.send([ContentChanged(self.inode.ino)])
 
     async def _commit_content(self, *, at_once: bool = True) -> None:
         """Upload and publish; a small file with its metadata, `at_once`, where that is possible."""
@@ -337,6 +431,8 @@ class File:
         self._set_base(meta)
         self.pace.committed(size, trio.current_time())
         self.builds_on_base = bool(overlay.size)
+        if self._appended_from is not None:
+            self._appended_from = size
         if self._generation == generation:
             self.dirty = False
             overlay.kept = size
@@ -392,10 +488,11 @@ class File:
                 subject = catalog.subject_of(inode.name, node)
                 current = catalog.live(subject)
                 expected = catalog.last_seq(subject)
-                if self.builds_on_base and (
-                    inode.meta is None or current is None or current.nuid != inode.meta.nuid
-                ):
-                    raise Conflict(f"{inode.name!r} was replaced by somebody else meanwhile", expected)
+                if (
+                    self.builds_on_base
+                    and (inode.meta is None or current is None or current.nuid != inode.meta.nuid)
+                ) or (inode.meta is None and current is not None and self._appended_from == 0):
+                    raise Overtaken(inode.name, current, expected)
                 kept = inode.meta or current
                 self.attributes_dirty = False
                 edits = inode.edits

@@ -112,12 +112,15 @@ class Files:
         if handle.writable:
             file.writers += 1
         elif version is not None:
+            catalog = inode.bucket
+            mounted = self.volume.buckets.get(catalog.name) if catalog is not None else None
+            expires = mounted is not None and mounted.info is not None and mounted.info.ttl > 0
             try:
-                await self.volume.reader.opened(version)
+                await self.volume.reader.opened(version, prove=expires)
             except ChunksGone:
                 await self.release(number)
-                if inode.meta is not None and inode.bucket is not None:
-                    await self.volume.refresh(inode.bucket, inode.meta.subject)
+                if inode.meta is not None and catalog is not None:
+                    await self.volume.refresh(catalog, inode.meta.subject)
                     self._refuse_hollow(inode, version)
                 raise
             except BaseException:

@@ -59,7 +59,6 @@ class Version:
                 self.digest = Digest(base64.urlsafe_b64decode(meta.digest[8:] + "=="))
             except ValueError:
                 log.warning("%s has a digest that cannot be read: %r", meta.name, meta.digest)
-        self.corrupt = False
 
 
 class Flight:
@@ -87,6 +86,9 @@ class Reader:
         # A tenth more than its values for the keys and the bookkeeping, so the limit is on the real use.
         self._cache: LRUCache[Key, bytes] = LRUCache(cache_size, getsizeof=lambda value: len(value) + 200)
         self._layouts: LRUCache[tuple[str, str], Layout] = LRUCache(LAYOUTS)
+        # Versions that turned out not to be what their digest says: a second reading finds most of the chunks in the
+        # cache, and would not look at the digest again.
+        self._corrupt: LRUCache[tuple[str, str], bool] = LRUCache(LAYOUTS)
         self._flights: dict[Key, Flight] = {}
         self._versions: dict[tuple[str, str], Version] = {}
         self._window = max(FIRST_WINDOW, min(LAST_WINDOW, cache_size // 4))
@@ -125,14 +127,19 @@ class Reader:
                 version.layout = layout
             return version.layout
 
-    async def opened(self, version: Version) -> None:
-        """A reader has opened the version: a small one is fetched before open(2) returns.
+    async def opened(self, version: Version, *, prove: bool = False) -> None:
+        """A reader has opened the version: a small one is fetched before open(2) returns, of another one it is proven
+        that it is there where that is asked for.
 
         So it stays readable whatever happens to the object, and one that was replaced in this moment is noticed while
         the name can still be looked up again. Raises `ChunksGone` then. What else goes wrong is the read's to tell.
         """
         key = (version.meta.bucket, version.meta.nuid)
-        if not 0 < version.meta.size <= SMALL or version.layout is not None or key in self._layouts:
+        if (
+            not (0 < version.meta.size <= SMALL or prove)
+            or version.layout is not None
+            or key in self._layouts
+        ):
             return
         try:
             await self.layout(version)
@@ -148,7 +155,7 @@ class Reader:
         end = min(end, version.meta.size)
         if start >= end:
             return b""
-        if version.corrupt:
+        if (version.meta.bucket, version.meta.nuid) in self._corrupt:
             raise Corrupt(f"the content of {version.meta.name!r} does not match its digest")
         layout = version.layout or await self.layout(version)
         first, last = layout.index(start), layout.index(end - 1)
@@ -302,7 +309,7 @@ class Reader:
         if digest.next == layout.count and version.digest is digest:
             version.digest = None
             if digest.sha.digest() != digest.expected:
-                version.corrupt = True
+                self._corrupt[version.meta.bucket, version.meta.nuid] = True
                 log.error(
                     "the content of %s (nuid %s) does not match its digest",
                     version.meta.name,

@@ -105,9 +105,10 @@ class Consumer:
                         )
 
     def _on_lost(self) -> None:
-        self._fail(Unreachable("the connection to the NATS server was lost"))
+        self.fail(Unreachable("the connection to the NATS server was lost"))
 
-    def _fail(self, error: StoreError) -> None:
+    def fail(self, error: StoreError) -> None:
+        """Whoever waits for messages gets this error."""
         self._failure = self._failure or error
         self._arrived.set()
 
@@ -121,17 +122,17 @@ class Consumer:
                 self._batch.append(Delivered(answer, 0, 0, 0, None, b""))
                 self._arrived.set()
             elif int(headers.get("Nats-Last-Consumer", "0")) > self._last:
-                self._fail(Unreachable("the watch has missed messages"))
+                self.fail(Unreachable("the watch has missed messages"))
             else:
                 self.idle = True
                 self._arrived.set()
             return
         if headers and headers.get("Status") is not None:
-            self._fail(Unreachable(f"the consumer ended: {headers}"))
+            self.fail(Unreachable(f"the consumer ended: {headers}"))
             return
         seq, consumer_seq, time_ns, pending = parse_ack(msg.reply)
         if consumer_seq != self._last + 1:
-            self._fail(Unreachable("the watch has missed messages"))
+            self.fail(Unreachable("the watch has missed messages"))
             return
         self._last = consumer_seq
         self.idle = False

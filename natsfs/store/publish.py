@@ -55,6 +55,19 @@ class Uploaded:
     content: bytes | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What is known of a subject whose message is to be replaced.
+
+    `seq` is its last sequence, 0 if it holds nothing; `nuid` that of the live object there, empty if there is none,
+    None if that does not matter; `generation` the connection's in which this was learnt, None if it was this moment.
+    """
+
+    seq: int
+    nuid: str | None = None
+    generation: int | None = None
+
+
 def small(content: bytes, chunk_size: int) -> Uploaded:
     """A version of one chunk, which is stored by `Publisher.object`."""
     return Uploaded(new_nuid(), len(content), 1, chunk_size, digest_text(hashlib.sha256(content)), content)
@@ -238,21 +251,21 @@ class Publisher:
         """How many bytes the body of a metadata message may have."""
         return self._wire.max_payload - HEADERS_ROOM
 
-    async def metadata(self, meta: Metadata, expected: int, op: str) -> int:
-        """Publish a metadata message if its subject's last sequence is `expected`; returns its own sequence.
+    async def metadata(self, meta: Metadata, known: Known, op: str) -> int:
+        """Publish a metadata message in place of what is `known` of its subject; returns its own sequence.
 
         A lost acknowledgement is settled by what the leader holds, so the answer is always definite, or `Unreachable`
         after the time limit. Raises `Conflict` with the sequence that is there instead.
         """
-        body, headers = self._message(meta, expected, op)
+        body, headers = self._message(meta, known.seq, op)
         tried = False
 
         async def attempt() -> int:
             nonlocal tried
             await self._wire.up(self._limit)
             again = tried
-            if again:
-                stored = await self._settle(meta, expected, op)
+            if again or self._is_old(known):
+                stored = await self._settle(meta, known, op)
                 if stored is not None:
                     return stored
             tried = True
@@ -264,7 +277,7 @@ class Publisher:
             error = api_error(ack["error"])
             if again and isinstance(error, Conflict):
                 # The attempt before may have been what this one met: reads do not wait for what was sent before.
-                stored = await self._settle(meta, expected, op)
+                stored = await self._settle(meta, known, op)
                 if stored is not None:
                     return stored
             raise error
@@ -284,14 +297,16 @@ class Publisher:
         }
         return body, headers
 
-    async def object(self, meta: Metadata, content: bytes, expected: int, op: str) -> int:
+    async def object(self, meta: Metadata, content: bytes, known: Known, op: str) -> int:
         """Publish an object of one chunk in one round trip: the metadata is refused where the chunk was.
 
         It says that the stream's last message has to be the chunk. Where somebody else's came between, it is sent again
         behind the chunk's acknowledgement. After any error but `Conflict` the chunk may be stored or not: another
         attempt needs another nuid.
         """
-        body, headers = self._message(meta, expected, op)
+        if self._is_old(known):
+            await self._settle(meta, known, op)
+        body, headers = self._message(meta, known.seq, op)
         chunk = (f"$O.{meta.bucket}.C.{meta.nuid}", content, {"Nats-Msg-Id": meta.nuid})
         await self._wire.up(self._limit)
         stored, published = await self._wire.send(
@@ -305,7 +320,7 @@ class Publisher:
                 return int(ack["seq"])
             chunk_ack = json.loads((await stored.get(limit, "acknowledgement of a chunk")).data)
         except Unreachable:
-            seq = await self._settle(meta, expected, op)
+            seq = await self._settle(meta, known, op)
             if seq is None:
                 raise
             return seq
@@ -313,20 +328,28 @@ class Publisher:
             raise api_error(chunk_ack["error"])
         error = api_error(ack["error"])
         if isinstance(error, ApiError) and error.err_code in (NOT_BEHIND, TOO_FAST):
-            return await paced(lambda: self.metadata(meta, expected, op), self._limit)
+            return await paced(lambda: self.metadata(meta, known, op), self._limit)
         raise error
 
-    async def _settle(self, meta: Metadata, expected: int, op: str) -> int | None:
-        """Whether a message whose acknowledgement was lost was stored, by the word of the leader."""
+    def _is_old(self, known: Known) -> bool:
+        """After a reconnect the store may be an older one, where the sequence was given to somebody else's object."""
+        return known.generation not in (None, self._wire.generation)
+
+    async def _settle(self, meta: Metadata, known: Known, op: str) -> int | None:
+        """Whether a message whose acknowledgement was lost was stored, by the word of the leader.
+
+        Raises `Conflict` if it was not, and the name holds something else than what it was to replace.
+        """
         message = await self._fetcher.leader_get(meta.bucket, {"last_by_subj": meta.subject})
         if message is None:
-            if expected == 0:
+            if known.seq == 0:
                 return None
             raise Conflict("the name was purged meanwhile", 0)
         if f"{OP_HEADER}: {op}".encode() in base64.b64decode(message.get("hdrs") or ""):
             return int(message["seq"])
-        if message["seq"] != expected:
-            raise Conflict("the name was changed meanwhile", int(message["seq"]))
+        there = int(message["seq"])
+        if there != known.seq or (known.nuid is not None and _nuid(message) != known.nuid):
+            raise Conflict("the name was changed meanwhile", there)
         return None
 
     async def prove(self, bucket: str, uploaded: Uploaded) -> bool:
@@ -350,6 +373,15 @@ class Publisher:
             return await self._wire.api(f"{self._api}.STREAM.PURGE.OBJ_{bucket}", body, min(self._limit, 10))
 
         await persist(attempt, self._limit)
+
+
+def _nuid(message: dict[str, Any]) -> str:
+    """Of the object that a metadata message from the leader describes; empty where there is none."""
+    try:
+        data = json.loads(base64.b64decode(message.get("data") or ""))
+    except ValueError:
+        return ""
+    return "" if not isinstance(data, dict) or data.get("deleted") is True else str(data.get("nuid") or "")
 
 
 async def paced(attempt: Callable[[], Awaitable[int]], limit: float) -> int:

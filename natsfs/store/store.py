@@ -28,7 +28,7 @@ from natsfs.store.consumer import scan
 from natsfs.store.fetch import Fetcher
 from natsfs.store.jetstream import ApiError, NoResponders
 from natsfs.store.layout import Layout
-from natsfs.store.publish import HEADERS_ROOM, Base, Publisher, Upload, Uploaded, paced
+from natsfs.store.publish import HEADERS_ROOM, Base, Known, Publisher, Upload, Uploaded, paced
 from natsfs.store.segments import Segment
 from natsfs.store.watch import OP_HEADER, BucketsChanged, Event, Suspect, Watch
 from natsfs.store.wire import Wire, persist
@@ -36,6 +36,7 @@ from natsfs.store.wire import Wire, persist
 log = logging.getLogger(__name__)
 
 WIRE_LIMIT = 10.0  # seconds for the first connection of a wire; nats-py has just found the server
+RELIST = 1.0  # seconds for the watches to notice a restart of the server as well
 API_LIMIT = 10.0  # seconds for one attempt at an API request
 
 
@@ -142,7 +143,7 @@ class Store:
         config = self._config
         where = ", ".join(config.servers)
         login = self._connection.login()
-        self._quick = Wire("metadata", config.servers, login)
+        self._quick = Wire("metadata", config.servers, login, lambda: nursery.start_soon(self._list_again))
         self._bulk = Wire("chunks", config.servers, login)
         for wire in (self._quick, self._bulk):
             with trio.move_on_after(WIRE_LIMIT) as scope:
@@ -161,6 +162,17 @@ class Store:
             ) from None
         except StoreError as error:
             raise MountError(f"JetStream at {where} does not answer: {error}") from None
+
+    async def _list_again(self) -> None:
+        """The wire is back: what was listed before may be of another store. Most watches have noticed themselves."""
+        await trio.sleep(RELIST)
+
+        async def tell() -> None:
+            for watch, _ in self._watches.values():
+                watch.outdated()
+
+        if not self._closed:
+            await self._bridge.call(tell)
 
     async def _scan(self, bucket: str, subject: str) -> tuple[list[int], list[int]]:
         return await persist(
@@ -287,7 +299,7 @@ class Store:
         async def run() -> None:
             if bucket in self._watches:
                 return
-            watch = Watch(self._connection, self._api, bucket, self._emit)
+            watch = Watch(self._connection, self._api, bucket, self._emit, lambda: self._quick.generation)
             self._watches[bucket] = (watch, self._bridge.own(watch.run(), f"watch {bucket}"))
 
         await self._bridge.call(run)
@@ -311,11 +323,11 @@ class Store:
         self._ops += 1
         return f"{self._op_prefix}.{self._ops}"
 
-    async def publish(self, meta: Metadata, expected: int, op: str, content: bytes | None = None) -> int:
+    async def publish(self, meta: Metadata, known: Known, op: str, content: bytes | None = None) -> int:
         """See `Publisher.metadata`, and with the content of a single chunk `Publisher.object`."""
         if content is not None:
-            return await self._publisher.object(meta, content, expected, op)
-        return await paced(lambda: self._publisher.metadata(meta, expected, op), self._limit)
+            return await self._publisher.object(meta, content, known, op)
+        return await paced(lambda: self._publisher.metadata(meta, known, op), self._limit)
 
     async def metadata(self, bucket: str, subject: str) -> Metadata | None:
         """The newest metadata message of a subject, by the word of the stream's leader; None if there is none."""

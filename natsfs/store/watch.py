@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from natsfs.catalog.bucket import Identity
 from natsfs.catalog.metadata import MalformedMetadata, Metadata, decode
-from natsfs.errors import BucketGone, StoreError
+from natsfs.errors import BucketGone, StoreError, Unreachable
 from natsfs.store.connection import Connection
 from natsfs.store.consumer import Consumer, Delivered
 
@@ -23,11 +23,16 @@ OP_HEADER = "Natsfs-Op"
 
 @dataclass(frozen=True, slots=True)
 class Loading:
-    """A listing of the whole bucket begins; it covers everything up to the stream's sequence `last_seq`."""
+    """A listing of the whole bucket begins; it covers everything up to the stream's sequence `last_seq`.
+
+    What it says holds for this `generation` of the connection that messages are published on; after a reconnect the
+    store may be another one.
+    """
 
     bucket: str
     identity: Identity
     last_seq: int
+    generation: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +86,7 @@ def decode_message(message: Delivered) -> Metadata | None:
 
 
 class Watch:
-    """`emit` receives the events in order."""
+    """`emit` receives the events in order; `generation` is that of the connection that messages are published on."""
 
     def __init__(
         self,
@@ -89,11 +94,15 @@ class Watch:
         api_prefix: str,
         bucket: str,
         emit: Callable[[Event], None],
+        generation: Callable[[], int],
     ) -> None:
         self._connection = connection
         self._api = api_prefix
         self._bucket = bucket
         self._emit = emit
+        self._generation = generation
+        self._listed = 0  # the generation in which the bucket was listed last
+        self._consumer: Consumer | None = None
         self._identity: Identity | None = None
         self._last_seq = 0
         self._again = asyncio.Event()
@@ -101,6 +110,11 @@ class Watch:
     def again(self) -> None:
         """The connection is back: do not wait out the delay between attempts."""
         self._again.set()
+
+    def outdated(self) -> None:
+        """List the bucket again, unless that was done since messages are published on a new connection."""
+        if self._consumer is not None and self._listed != self._generation():
+            self._consumer.fail(Unreachable("what was listed may be of another store"))
 
     async def run(self) -> None:
         """Until cancelled, or until the bucket is gone."""
@@ -127,6 +141,8 @@ class Watch:
                 delay = min(delay * 2, 2.0)
 
     async def _follow(self) -> None:
+        await self._connection.up(10)
+        self._listed = generation = self._generation()
         info = await self._connection.api(f"{self._api}.STREAM.INFO.OBJ_{self._bucket}", None, 10)
         created, last_seq = str(info["created"]), int(info["state"]["last_seq"])
         epoch = 0
@@ -140,8 +156,9 @@ class Watch:
         self._identity = Identity(self._bucket, created, epoch)
         self._last_seq = max(self._last_seq, last_seq)
         consumer = Consumer(self._connection, self._api, self._bucket, f"$O.{self._bucket}.M.>")
+        self._consumer = consumer
         async with consumer.running(deliver_policy="last_per_subject") as pending:
-            self._emit(Loading(self._bucket, self._identity, last_seq))
+            self._emit(Loading(self._bucket, self._identity, last_seq, generation))
             loaded = pending == 0
             if loaded:
                 self._emit(Loaded(self._bucket))

@@ -91,13 +91,16 @@ class Answer:
 class Wire:
     """One connection. `generation` rises with every reconnect. All state belongs to the trio thread."""
 
-    def __init__(self, name: str, servers: tuple[str, ...], login: Login) -> None:
+    def __init__(
+        self, name: str, servers: tuple[str, ...], login: Login, on_back: Callable[[], None] = lambda: None
+    ) -> None:
         self.name = name
         self.generation = 0
         self.max_payload = 1024 * 1024
         self._configured = servers
         self._servers = list(servers)
         self._login = login
+        self._on_back = on_back
         self._inbox = b"_INBOX." + new_nuid().encode() + b"."
         self._waiters: dict[bytes, _Waiter] = {}
         self._next = 0
@@ -130,6 +133,7 @@ class Wire:
                 if started:
                     self.generation += 1
                     log.warning("NATS connection %r is back", self.name)
+                    self._on_back()
                 else:
                     started = True
                     task_status.started()

@@ -22,6 +22,7 @@ from natsfs.errors import Conflict, StoreError
 from natsfs.files.files import Files
 from natsfs.namespace import Caller, Namespace
 from natsfs.options import Options
+from natsfs.store.publish import Known
 from natsfs.volume import Volume
 from tests.support import Client, Server, noise
 
@@ -301,7 +302,7 @@ def test_what_was_sent_before_chunks_are_given_up_is_refused_from_then_on(
                 while volume.purges.waiting:  # noqa: ASYNC110 - the queue has no event for tests
                     await trio.sleep(0.01)
             with pytest.raises(Conflict):
-                await volume.store.publish(late, before, volume.store.new_op())
+                await volume.store.publish(late, Known(before), volume.store.new_op())
 
     assert run(nats_server, bucket, tmp_path, work, purge_grace=0.1) == []
     assert client.names(bucket) == {"there"}

@@ -15,6 +15,7 @@ from typing import Any
 import nats
 import natsrpy
 from nats.aio.client import Client as Connection
+from nats.js.api import ObjectMeta
 from nats.js.errors import NotFoundError
 
 from tests.support import CHUNK, REPOSITORY, Loop
@@ -91,6 +92,24 @@ class Rust(Other):
 
         self._loop.run(work())
 
+    def update(self, bucket: str, name: str, description: str) -> None:
+        async def work() -> None:
+            await (await self._store(bucket)).update_metadata(name, description=description)
+
+        self._loop.run(work())
+
+    def rename(self, bucket: str, old: str, new: str) -> None:
+        async def work() -> None:
+            await (await self._store(bucket)).update_metadata(old, new_name=new)
+
+        self._loop.run(work())
+
+    def link(self, bucket: str, target: str, name: str) -> None:
+        async def work() -> None:
+            await (await self._store(bucket)).link_object(target, name)
+
+        self._loop.run(work())
+
     def names(self, bucket: str) -> set[str]:
         async def work() -> set[str]:
             listing = await (await self._store(bucket)).list()
@@ -143,6 +162,13 @@ class Python(Other):
     def delete(self, bucket: str, name: str) -> None:
         async def work() -> None:
             await (await self._js.object_store(bucket)).delete(name)
+
+        self._loop.run(work())
+
+    def update(self, bucket: str, name: str, description: str) -> None:
+        async def work() -> None:
+            meta = ObjectMeta(name=name, description=description)
+            await (await self._js.object_store(bucket)).update_meta(name, meta)
 
         self._loop.run(work())
 
@@ -211,6 +237,15 @@ class JavaScript(Other):
 
     def delete(self, bucket: str, name: str) -> None:
         self._do("delete", bucket=bucket, name=name)
+
+    def update(self, bucket: str, name: str, description: str) -> None:
+        self._do("update", bucket=bucket, name=name, description=description)
+
+    def rename(self, bucket: str, old: str, new: str) -> None:
+        self._do("rename", bucket=bucket, old=old, new=new)
+
+    def link(self, bucket: str, target: str, name: str) -> None:
+        self._do("link", bucket=bucket, target=target, name=name)
 
     def names(self, bucket: str) -> set[str]:
         return set(self._do("list", bucket=bucket))

@@ -41,6 +41,21 @@ const commands = {
     const store = await stores.open(bucket);
     return { purged: (await store.delete(name)).purged };
   },
+  async update({ bucket, name, description }) {
+    const store = await stores.open(bucket);
+    await store.update(name, { description });
+    return true;
+  },
+  async rename({ bucket, old, new: name }) {
+    const store = await stores.open(bucket);
+    await store.update(old, { name });
+    return true;
+  },
+  async link({ bucket, target, name }) {
+    const store = await stores.open(bucket);
+    await store.link(name, await store.info(target));
+    return true;
+  },
   async list({ bucket }) {
     const store = await stores.open(bucket);
     return (await store.list()).filter((info) => !info.deleted).map((info) => info.name);

@@ -16,7 +16,7 @@ from natsfs.catalog.metadata import Metadata, new_nuid, tombstone
 from natsfs.errors import BucketFull, BucketGone, ChunksGone, Conflict, StoreError, TooLarge, Unreachable
 from natsfs.names import encode_subject
 from natsfs.store.layout import uniform
-from natsfs.store.publish import WINDOW, Uploaded, small
+from natsfs.store.publish import WINDOW, Known, Uploaded, small
 from natsfs.store.segments import Kept, Spooled, Zeros
 from natsfs.store.store import Store
 from tests.store.conftest import Events, Stores
@@ -56,7 +56,7 @@ async def store_object(
     for start in range(0, len(data), piece or max(1, len(data))):
         await upload.append([Spooled(start, min(len(data), start + (piece or len(data))))], fd)
     meta = metadata(bucket, name, await upload.finish())
-    await store.publish(meta, 0, store.new_op())
+    await store.publish(meta, Known(0), store.new_op())
     return meta
 
 
@@ -65,18 +65,18 @@ async def store_object(
 
 def test_publish_with_compare_and_swap(with_store: Stores, bucket: str, client: Client) -> None:
     async def work(store: Store, events: Events) -> None:
-        first = await store.publish(metadata(bucket, "o"), 0, store.new_op())
+        first = await store.publish(metadata(bucket, "o"), Known(0), store.new_op())
         with pytest.raises(Conflict) as refused:
-            await store.publish(metadata(bucket, "o"), 0, store.new_op())
+            await store.publish(metadata(bucket, "o"), Known(0), store.new_op())
         assert refused.value.seq == first
         with pytest.raises(Conflict):
-            await store.publish(metadata(bucket, "o"), first + 1, store.new_op())
-        second = await store.publish(metadata(bucket, "o"), first, store.new_op())
-        grave = await store.publish(tombstone(metadata(bucket, "o")), second, store.new_op())
+            await store.publish(metadata(bucket, "o"), Known(first + 1), store.new_op())
+        second = await store.publish(metadata(bucket, "o"), Known(first), store.new_op())
+        grave = await store.publish(tombstone(metadata(bucket, "o")), Known(second), store.new_op())
         with pytest.raises(Conflict):
-            await store.publish(metadata(bucket, "o"), 0, store.new_op())
+            await store.publish(metadata(bucket, "o"), Known(0), store.new_op())
         op = store.new_op()
-        last = await store.publish(metadata(bucket, "o"), grave, op)
+        last = await store.publish(metadata(bucket, "o"), Known(grave), op)
         read = await store.metadata(bucket, f"$O.{bucket}.M.{encode_subject('o')}")
         assert read is not None
         assert (read.name, read.seq, read.op) == ("o", last, op)
@@ -108,8 +108,8 @@ def test_metadata_that_is_too_large(with_store: Stores, bucket: str) -> None:
             subject=f"$O.{bucket}.M.bw==",
         )
         with pytest.raises(TooLarge):
-            await store.publish(big, 0, store.new_op())
-        await store.publish(metadata(bucket, "o"), 0, store.new_op())  # the connection stands
+            await store.publish(big, Known(0), store.new_op())
+        await store.publish(metadata(bucket, "o"), Known(0), store.new_op())  # the connection stands
 
     with_store(work)
 
@@ -144,7 +144,7 @@ def test_lost_acknowledgements_are_settled(fresh_server: Server, with_store: Sto
             while not stop:
                 meta = metadata("b", "o")
                 # Nobody else writes: a conflict here would mean that an own message was not recognised.
-                expected = await store.publish(meta, expected, store.new_op())
+                expected = await store.publish(meta, Known(expected), store.new_op())
                 last = meta.nuid
                 count += 1
         assert count > 20
@@ -162,7 +162,7 @@ def test_without_a_server_there_is_a_limit(fresh_server: Server, with_store: Sto
     async def work(store: Store, events: Events) -> None:
         fresh_server.stop()
         with trio.fail_after(6), pytest.raises(Unreachable):
-            await store.publish(metadata("b", "o"), 0, store.new_op())
+            await store.publish(metadata("b", "o"), Known(0), store.new_op())
         with trio.fail_after(6), pytest.raises(Unreachable):
             await store.metadata("b", "$O.b.M.bw==")
 
@@ -177,7 +177,7 @@ def test_a_server_that_does_not_answer_has_a_limit_too(fresh_server: Server, wit
         os.kill(fresh_server.pid, signal.SIGSTOP)
         try:
             with trio.fail_after(10), pytest.raises(Unreachable):
-                await store.publish(metadata("b", "o"), 0, store.new_op())
+                await store.publish(metadata("b", "o"), Known(0), store.new_op())
         finally:
             os.kill(fresh_server.pid, signal.SIGCONT)
         # It may have been stored all the same, and may still be on its way while what is there is looked at; from the
@@ -185,7 +185,7 @@ def test_a_server_that_does_not_answer_has_a_limit_too(fresh_server: Server, wit
         for last in (False, True):
             found = await store.metadata("b", "$O.b.M.bw==")
             try:
-                await store.publish(metadata("b", "o"), found.seq if found else 0, store.new_op())
+                await store.publish(metadata("b", "o"), Known(found.seq if found else 0), store.new_op())
             except Conflict:
                 assert not last
             else:
@@ -200,7 +200,7 @@ def test_a_server_that_does_not_answer_has_a_limit_too(fresh_server: Server, wit
 async def store_small(store: Store, bucket: str, name: str, data: bytes, expected: int = 0) -> Metadata:
     uploaded = small(data, CHUNK)
     meta = metadata(bucket, name, uploaded)
-    await store.publish(meta, expected, store.new_op(), uploaded.content)
+    await store.publish(meta, Known(expected), store.new_op(), uploaded.content)
     return meta
 
 
@@ -293,7 +293,7 @@ def test_an_upload_of_all_kinds_of_segments(
             spool,
             (base, layout),
         )
-        await store.publish(metadata(bucket, "new", await upload.finish()), 0, store.new_op())
+        await store.publish(metadata(bucket, "new", await upload.finish()), Known(0), store.new_op())
 
     with_store(work)
     expected = old[: CHUNK - 500] + b"n" * 1000 + old[CHUNK + 500 : 4 * CHUNK + 1]

@@ -12,6 +12,7 @@ import trio
 
 from natsfs.config import Credentials
 from natsfs.names import encode_subject
+from natsfs.store.publish import Known
 from natsfs.store.store import Store
 from natsfs.store.watch import BucketsChanged, Event, Gone, Loaded, Loading, Messages, Suspect
 from tests.store.conftest import Events, Stores
@@ -159,7 +160,7 @@ def test_own_messages_are_recognised(with_store: Stores, bucket: str) -> None:
         ops = {}
         for number in range(50):
             op = store.new_op()
-            ops[op] = await store.publish(metadata(bucket, f"o{number}"), 0, op)
+            ops[op] = await store.publish(metadata(bucket, f"o{number}"), Known(0), op)
         await events.until(names("o49"))  # type: ignore[arg-type]
         seen = {
             meta.op: meta.seq for event in events.all if isinstance(event, Messages) for meta in event.metas
@@ -224,7 +225,7 @@ def test_an_account_that_may_not_hear_advisories(tmp_path: Path, with_store: Sto
             await store.create_bucket("b")
             await store.watch("b")
             await events.until(is_loaded)
-            await store.publish(metadata("b", "o"), 0, store.new_op())
+            await store.publish(metadata("b", "o"), Known(0), store.new_op())
             await events.until(names("o"))  # type: ignore[arg-type]
             assert store._connection.generation == 0, "the connection was closed"
 

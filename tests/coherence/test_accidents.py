@@ -1,0 +1,310 @@
+"""Stores that were restored, rolled back, re-created or badly set up: nobody's object is overwritten or hidden."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.coherence.test_seen_at_once import Writers, entry, view, whole
+from tests.support import Client, Mount, Mounter, Server, noise, opened, raises, until
+
+
+class History:
+    """A server whose data can be set back to what it was."""
+
+    def __init__(self, server: Server, folder: Path) -> None:
+        self.server = server
+        self.folder = folder / "saved"
+
+    def save(self) -> None:
+        self.server.stop()
+        shutil.copytree(self.server.data / "jetstream", self.folder)
+        self.server.start()
+
+    def back(self, before_the_start: Callable[[], None] = lambda: None) -> None:
+        self.server.stop()
+        shutil.rmtree(self.server.data / "jetstream")
+        shutil.copytree(self.folder, self.server.data / "jetstream")
+        before_the_start()
+        self.server.start()
+
+
+@pytest.fixture
+def history(fresh_server: Server, tmp_path: Path) -> History:
+    fresh_server.client.create_bucket("b")
+    return History(fresh_server, tmp_path)
+
+
+EXPECTED = "re-created or restored|interrupted|lost|connection|answer|cannot be read|compared|starts again|does not exist"
+
+
+def connected(client: Client) -> bool:
+    try:
+        client.info("b")
+    except Exception:
+        return False
+    return True
+
+
+@pytest.mark.semantics("restored-stores")
+def test_a_store_that_was_set_back(history: History, mount: Mounter) -> None:
+    """After the server comes back with an older store the mount shows that store, with new inodes where it differs."""
+    server = history.server
+    mounted = mount("/b", server=server)
+    mounted.allow(EXPECTED)
+    (mounted.path / "kept").write_bytes(noise(300_000))
+    (mounted.path / "changed").write_bytes(b"old")
+    (mounted.path / "removed").write_bytes(b"was there")
+    history.save()
+    until(lambda: connected(server.client), 10)
+    until(lambda: entry(mounted.path / "changed") == whole(b"old"), 10)
+    (mounted.path / "changed").write_bytes(b"newer")
+    (mounted.path / "later").write_bytes(b"only for a while")
+    (mounted.path / "removed").unlink()
+    view(mounted.path)
+    history.back()
+    shows_soon = {
+        "kept": whole(noise(300_000)),
+        "changed": whole(b"old"),
+        "removed": whole(b"was there"),
+    }
+    until(lambda: view(mounted.path, "later") == shows_soon | {"later": None}, 15)
+    # Everything can be written, read and removed again.
+    (mounted.path / "changed").write_bytes(b"after")
+    (mounted.path / "later").write_bytes(b"again")
+    (mounted.path / "kept").unlink()
+    assert server.client.read("b", "changed") == b"after"
+    assert server.client.read("b", "later") == b"again"
+    assert sorted(server.client.names("b")) == ["changed", "later", "removed"]
+    assert mounted.finish() == []
+
+
+@pytest.mark.semantics("restored-stores")
+def test_a_sequence_that_is_given_out_again(history: History, mount: Mounter) -> None:
+    """Another client's object that has the very sequence that this mount knew is not overwritten by a change."""
+    server = history.server
+    client = server.client
+    mounted = mount("/b", server=server)
+    mounted.allow(EXPECTED + "|replaced by somebody else|are gone")
+    mounted.allow_failed()
+    (mounted.path / "f").write_bytes(noise(2000))
+    until(lambda: entry(mounted.path / "f") == whole(noise(2000)))
+    history.save()
+    until(lambda: connected(client), 10)
+    until(lambda: entry(mounted.path / "f") == whole(noise(2000)), 10)
+    (mounted.path / "f").write_bytes(b"version two")
+    seq = client.info("b")["state"]["last_seq"]
+    assert (mounted.path / "f").read_bytes() == b"version two"
+    fd = os.open(mounted.path / "f", os.O_RDWR)
+    # Nothing is dirty while the server is started: each fork closes its copy of the descriptor, and that commits.
+    history.back()
+    os.pwrite(fd, b"VERSION", 0)
+    until(lambda: connected(client), 10)
+    # The same two messages as natsfs sent, by somebody else: chunk and metadata get the same sequences.
+    client.put("b", "f", b"a stranger's")
+    assert client.info("b")["state"]["last_seq"] == seq
+    with raises(errno.ESTALE):
+        os.close(fd)
+    assert client.read("b", "f") == b"a stranger's"
+    until(lambda: entry(mounted.path / "f") == whole(b"a stranger's"), 10)
+    assert [manifest["name"] for manifest in mounted.failed()] == ["f"]
+    mounted.finish()
+
+
+@pytest.mark.semantics("restored-stores")
+def test_a_store_that_was_set_back_and_has_gone_on(history: History, mount: Mounter) -> None:
+    """Also if others have written since, so that the store has more messages than were known: the older objects show."""
+    server = history.server
+    client = server.client
+    mounted = mount("/b", server=server)
+    mounted.allow(EXPECTED)
+    for name in ("rewritten", "removed"):
+        (mounted.path / name).write_bytes(b"old")
+    history.save()
+    until(lambda: connected(client), 10)
+    until(lambda: entry(mounted.path / "removed") == whole(b"old"), 10)
+    (mounted.path / "rewritten").write_bytes(b"newer")
+    (mounted.path / "removed").unlink()
+    (mounted.path / "made").write_bytes(b"later")
+    view(mounted.path)
+    # It goes on before the mount can see it: a server that comes back on another port is not found.
+    port = server.port
+
+    history.server.stop()
+    server.port = 0
+    history.back()
+    with contextlib.closing(Client(server.url)) as other:
+        for number in range(10):
+            other.put("b", "theirs", b"theirs" * number)
+    history.server.stop()
+    server.port = port
+    history.server.start()
+    expected = {"rewritten": whole(b"old"), "removed": whole(b"old"), "theirs": whole(b"theirs" * 9)}
+    until(lambda: view(mounted.path, "made") == expected | {"made": None}, 15)
+    for name in ("rewritten", "removed", "made"):
+        (mounted.path / name).write_bytes(b"goes on")
+        assert client.read("b", name) == b"goes on"
+    mounted.finish()
+
+
+@pytest.mark.semantics("restored-stores")
+@pytest.mark.parametrize("change", ["unlink", "rename", "rename over", "chmod", "excl"])
+def test_changes_by_name_after_a_store_was_set_back(history: History, mount: Mounter, change: str) -> None:
+    """Calls that follow the return of the server at once act on what is there, and never bury a stranger's object."""
+    server = history.server
+    client = server.client
+    mounted = mount("/b", server=server)
+    mounted.allow(EXPECTED + "|replaced by somebody else|are gone|changed meanwhile")
+    top = mounted.path
+    (top / "other").write_bytes(b"other")
+    history.save()
+    until(lambda: connected(client), 10)
+    until(lambda: entry(top / "other") == whole(b"other"), 10)
+    (top / "f").write_bytes(b"mine")
+    seq = client.info("b")["state"]["last_seq"]
+    view(top, "g")
+    history.back()
+    until(lambda: connected(client), 10)
+    client.put("b", "f", b"a stranger's")
+    assert client.info("b")["state"]["last_seq"] == seq
+    calls: dict[str, Callable[[], object]] = {
+        "unlink": (top / "f").unlink,
+        "rename": lambda: (top / "f").rename(top / "g"),
+        "rename over": lambda: (top / "other").rename(top / "f"),
+        "chmod": lambda: (top / "f").chmod(0o640),
+        "excl": lambda: os.close(os.open(top / "f", os.O_CREAT | os.O_EXCL | os.O_WRONLY)),
+    }
+    try:
+        calls[change]()
+    except OSError as error:
+        assert error.errno in (errno.EEXIST, errno.ESTALE, errno.ENOENT, errno.ETIMEDOUT), error
+        if change == "excl":
+            assert error.errno == errno.EEXIST
+        assert client.read("b", "f") == b"a stranger's"
+    else:
+        # It was looked up after the news: then the call did what it says, to the stranger's object.
+        if change == "rename":
+            assert client.read("b", "g") == b"a stranger's"
+        elif change == "rename over":
+            assert client.read("b", "f") == b"other"
+        elif change == "chmod":
+            assert client.read("b", "f") == b"a stranger's"
+    until(lambda: set(os.listdir(top)) == client.names("b"), 10)
+    for name in client.names("b"):
+        until(lambda name=name: entry(top / name) == whole(client.read("b", name)), 10)
+    mounted.finish()
+
+
+@pytest.mark.semantics("restored-stores")
+@pytest.mark.parametrize("alone", [True, False])
+def test_a_bucket_made_again_at_once(
+    bucket: str, client: Client, mount: Mounter, mounts: tuple[Mount, Mount], alone: bool
+) -> None:
+    """An open file's change does not overwrite the object that has its name and sequence in the new bucket."""
+    mounted = mount(f"/{bucket}" if alone else "")
+    mounted.allow(
+        "does not exist any more|re-created or restored|replaced by somebody else|are gone|interrupted"
+    )
+    mounted.allow_failed()
+    top = mounted.path if alone else mounted.path / bucket
+    (top / "f").write_bytes(b"first")
+    assert (top / "f").read_bytes() == b"first"
+    seq = client.info(bucket)["state"]["last_seq"]
+    fd = os.open(top / "f", os.O_RDWR)
+    os.pwrite(fd, b"F", 0)
+    client.delete_bucket(bucket)
+    client.create_bucket(bucket)
+    client.put(bucket, "f", b"a stranger's")
+    assert client.info(bucket)["state"]["last_seq"] == seq
+    with raises(errno.ESTALE, errno.ENOENT):
+        os.close(fd)
+    assert client.read(bucket, "f") == b"a stranger's"
+    until(lambda: entry(top / "f") == whole(b"a stranger's"), 5)
+
+
+@pytest.mark.semantics("streams-that-drop-data")
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"max_msgs_per_subject": 1},
+        {"discard": "old", "max_bytes": 1_000_000},
+        {"discard": "old", "max_msgs": 100},
+    ],
+    ids=["max_msgs_per_subject", "discard old at max_bytes", "discard old at max_msgs"],
+)
+def test_a_stream_that_drops_data(client: Client, mount: Mounter, settings: dict[str, object]) -> None:
+    """A bucket whose settings would drop chunks silently is read-only, and says why in the log; reading works."""
+    client.create_bucket("drops", **settings)
+    try:
+        client.put("drops", "f", b"x" * 1000)
+        mounted = mount("/drops")
+        mounted.allow("read-only|does not exist any more")
+        with raises(errno.EROFS):
+            (mounted.path / "g").write_bytes(b"y")
+        with raises(errno.EROFS):
+            (mounted.path / "f").unlink()
+        assert entry(mounted.path / "f") == whole(b"x" * 1000)
+        client.put("drops", "h", b"z" * 1000)
+        until(lambda: entry(mounted.path / "h") == whole(b"z" * 1000))
+        if "discard" in settings:
+            # As soon as it drops nothing it takes writes.
+            client.change_bucket("drops", discard="new")
+
+            def takes() -> bool:
+                try:
+                    (mounted.path / "g").write_bytes(b"y")
+                except OSError as error:
+                    return error.errno != errno.EROFS
+                return True
+
+            until(takes)
+            assert client.read("drops", "g") == b"y"
+    finally:
+        client.delete_bucket("drops")
+
+
+@pytest.mark.semantics("old-names-after-a-rename")
+@pytest.mark.parametrize("kind", ["natsfs", "go", "rust", "javascript", "python"])
+@pytest.mark.parametrize("then", ["put", "delete", "put and delete"])
+def test_the_old_name_after_a_rename(
+    folders: tuple[Path, Path],
+    writers: Writers,
+    mounts: tuple[Mount, Mount],
+    client: Client,
+    kind: str,
+    then: str,
+) -> None:
+    """After a rename here others may put and delete the old name: the renamed file stays whole, in every directory."""
+    here, there = folders
+    writer = writers(kind, mounts[1])
+    data = noise(300_000)
+    (here / "d").mkdir()
+    for name in ("a", "d/a"):
+        (here / name).write_bytes(data)
+    (here / "a").rename(here / "b")
+    (here / "d").rename(here / "e")
+    until(lambda: (there / "e/a").exists() and (there / "b").exists())
+    if kind == "natsfs" and "put" in then:
+        until(lambda: not (there / "d").exists())
+        (there / "d").mkdir()
+    for name in ("a", "d/a"):
+        if "put" in then:
+            writer.put(here.name, name, b"new")
+            until(lambda name=name: entry(here / name) == whole(b"new"))
+        if "delete" in then:
+            try:
+                writer.delete(here.name, name)
+            except Exception:
+                assert then == "delete"  # some refuse to delete what is deleted already
+    for name in ("b", "e/a"):
+        assert client.read(here.name, name) == data
+        with opened(here / name, os.O_RDONLY) as fd:
+            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+            assert os.pread(fd, len(data), 0) == data
+        assert entry(there / name) == whole(data)

@@ -1,0 +1,195 @@
+"""Three servers in a cluster, a bucket with three replicas, and mounts that are connected to different ones."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import threading
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.coherence.test_seen_at_once import entry, whole
+from tests.support import Mount, Mounter, Server, noise, until
+
+SETTINGS = """
+server_name: n{number}
+cluster {{
+  name: c
+  listen: "127.0.0.1:{own}"
+  routes: [{routes}]
+}}
+"""
+
+
+def free_ports(count: int) -> list[int]:
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [int(one.getsockname()[1]) for one in sockets]
+    for one in sockets:
+        one.close()
+    return ports
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[list[Server]]:
+    """Three nodes with one bucket `b` on all of them."""
+    routes = free_ports(3)
+    urls = ", ".join(f'"nats://127.0.0.1:{port}"' for port in routes)
+    nodes = [
+        Server(SETTINGS.format(number=number, own=port, routes=urls)) for number, port in enumerate(routes)
+    ]
+    try:
+        for node in nodes:
+            node.start()
+
+        def has_leader() -> bool:
+            with urllib.request.urlopen(f"{nodes[0].monitoring}/jsz", timeout=10) as answer:
+                meta = json.load(answer).get("meta_cluster") or {}
+            return bool(meta.get("leader")) and meta.get("cluster_size") == 3
+
+        until(has_leader, 60, "the cluster has a leader")
+        nodes[0].client.create_bucket("b", num_replicas=3)
+        yield nodes
+    finally:
+        for node in nodes:
+            node.close()
+
+
+class Several(Server):
+    """The URL of a mount names several nodes."""
+
+    def __init__(self, nodes: list[Server]) -> None:
+        super().__init__()
+        self._nodes = nodes
+        self._process = nodes[0]._process
+        self._connected = nodes[0].client
+
+    @property
+    def url(self) -> str:
+        return "nats://" + ",".join(f"127.0.0.1:{node.port}" for node in self._nodes)
+
+
+@pytest.mark.semantics("clusters")
+def test_written_on_one_node_read_on_another(cluster: list[Server], mount: Mounter) -> None:
+    """What a close on one mount has committed is read on mounts at other nodes as soon as its name shows there."""
+    mounted = [mount("/b", server=node) for node in cluster]
+    writer, *readers = mounted
+    for number in range(60):
+        size = (10, 100_000, 300_000, 2_000_000)[number % 4]
+        data = noise(size, number)
+        (writer.path / f"f{number}").write_bytes(data)
+        for reader in readers:
+            path = reader.path / f"f{number}"
+            until(path.exists)
+            assert path.read_bytes() == data
+    for one in mounted:
+        assert len(os.listdir(one.path)) == 60
+    for path in writer.path.iterdir():
+        path.unlink()
+    for one in readers:
+        until(lambda one=one: os.listdir(one.path) == [])  # type: ignore[misc]
+    for one in reversed(mounted):
+        assert [problem for problem in one.finish() if not problem.startswith("consumer ")] == []
+
+
+@pytest.mark.semantics("clusters")
+def test_overwritten_on_one_node(cluster: list[Server], mount: Mounter) -> None:
+    """Readers at other nodes see each overwritten file whole, never an error, and never an older one after a newer."""
+    writer, *readers = (mount("/b", server=node) for node in cluster)
+    stop = threading.Event()
+    problems: list[str] = []
+    readings = [0, 0]
+    line = 16
+
+    def content(number: int) -> bytes:
+        return f"{number:015}\n".encode() * (150_000 // line)
+
+    (writer.path / "f").write_bytes(content(0))
+    for one in readers:
+        until((one.path / "f").exists)
+
+    def read(which: int, path: Path) -> None:
+        newest = 0
+        while not stop.is_set():
+            try:
+                data = path.read_bytes()
+            except OSError as error:
+                problems.append(str(error))
+                continue
+            number = int(data[:line])
+            if data != content(number):
+                problems.append(f"{len(data)} bytes are no version")
+            if number < newest:
+                problems.append(f"{number} after {newest}")
+            newest = number
+            readings[which] += 1
+
+    threads = [threading.Thread(target=read, args=(n, one.path / "f")) for n, one in enumerate(readers)]
+    for thread in threads:
+        thread.start()
+    try:
+        for number in range(1, 41):
+            (writer.path / "f").write_bytes(content(number))
+        for one in readers:
+            until(lambda one=one: entry(one.path / "f") == whole(content(40)))  # type: ignore[misc]
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+    assert problems == []
+    assert min(readings) > 5
+    (writer.path / "f").unlink()
+    for one in (*readers, writer):
+        assert [problem for problem in one.finish() if not problem.startswith("consumer ")] == []
+
+
+@pytest.mark.semantics("clusters")
+def test_a_node_stops(cluster: list[Server], mount: Mounter) -> None:
+    """The node that a mount is connected to goes away: the mount goes on at another one; nothing is lost."""
+    nodes = [cluster[1], cluster[2], cluster[0]]
+    several = Several(nodes)
+    mounted: Mount = mount("/b", server=several)
+    mounted.allow(" WARNING ")
+    other = mount("/b", server=Several([cluster[0]]))
+    other.allow(" WARNING ")
+    (mounted.path / "before").write_bytes(noise(500_000))
+    written: list[int] = []
+    problems: list[str] = []
+    stop = threading.Event()
+
+    def write() -> None:
+        number = 0
+        while not stop.is_set():
+            number += 1
+            try:
+                (mounted.path / f"n{number}").write_bytes(noise(20_000, number))
+            except OSError as error:
+                problems.append(str(error))
+            else:
+                written.append(number)
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    try:
+        until(lambda: len(written) > 3, 10)
+        nodes[0].stop()
+        at = len(written)
+        until(lambda: len(written) > at + 5, 20, "writing goes on")
+        nodes[0].start()
+        at = len(written)
+        until(lambda: len(written) > at + 5, 20)
+    finally:
+        stop.set()
+        thread.join(30)
+    assert problems == []
+    expected = {"before", *(f"n{number}" for number in written)}
+    for one in (mounted, other):
+        until(lambda one=one: set(os.listdir(one.path)) == expected, 10)  # type: ignore[misc]
+        for number in written:
+            assert (one.path / f"n{number}").read_bytes() == noise(20_000, number)
+    assert (other.path / "before").read_bytes() == noise(500_000)
+    for one in (mounted, other):
+        assert [problem for problem in one.finish() if not problem.startswith("consumer ")] == []
