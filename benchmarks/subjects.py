@@ -126,7 +126,9 @@ def discard(server: Server, bucket: str, limit: float = 300.0) -> None:
     buffer = bytearray(1 << 20)
     deadline = time.monotonic() + limit
     with socket.create_connection(("127.0.0.1", server.port), timeout=limit) as connection:
-        connection.sendall(f'CONNECT {{"verbose":false,"headers":true}}\r\nSUB {inbox} 1\r\nPING\r\n'.encode())
+        connection.sendall(
+            f'CONNECT {{"verbose":false,"headers":true}}\r\nSUB {inbox} 1\r\nPING\r\n'.encode()
+        )
         greeting = b""
         while b"PONG\r\n" not in greeting:
             greeting += connection.recv(65536)
