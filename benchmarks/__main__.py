@@ -6,7 +6,6 @@ import argparse
 import contextlib
 import os
 import shutil
-import signal
 import sys
 import tempfile
 import time
@@ -15,7 +14,7 @@ from pathlib import Path
 
 from benchmarks import report
 from benchmarks.measure import FULL, QUICK, SIZES, Results, Sizes, measure
-from benchmarks.processes import can_drop_caches, say
+from benchmarks.processes import can_drop_caches, handle_signals, say, shielded
 from benchmarks.rows import ROWS
 from benchmarks.subjects import SUBJECTS, Place
 from benchmarks.workloads import QUICK_SUBJECTS, SLOW, WORKLOADS
@@ -62,18 +61,14 @@ def _place(under: Path) -> Iterator[Place]:
     tempfile.tempdir = str(folder)  # for the server's data
     server = Server()
     try:
-        server.start()
+        with shielded():
+            server.start()
         yield Place(folder, server)
     finally:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the rest is brief, and nothing may stay behind
-        server.close()
-        tempfile.tempdir = earlier
-        shutil.rmtree(folder, ignore_errors=True)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
-def _end(number: int, frame: object) -> None:
-    raise KeyboardInterrupt
+        with shielded():
+            server.close()
+            tempfile.tempdir = earlier
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def main(given: Sequence[str]) -> int:
@@ -85,7 +80,7 @@ def main(given: Sequence[str]) -> int:
     if arguments.quick and not arguments.only:
         wanted -= _rows(SLOW)
     trials = arguments.trials or sizes.trials
-    signal.signal(signal.SIGTERM, _end)
+    handle_signals()
     if not can_drop_caches():
         say("not root: the kernel's caches are not dropped; what a daemon caches is")
     load, start, results = os.getloadavg()[0], time.monotonic(), Results()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import statistics
 import subprocess
 import threading
@@ -16,6 +17,7 @@ from benchmarks import processes
 from benchmarks.processes import say
 from benchmarks.rows import ROWS, SPEEDS
 from benchmarks.subjects import SUBJECTS, Place, Subject
+from tests.support import noise
 
 Cell = tuple[str, str]  # row and subject
 
@@ -75,10 +77,6 @@ class Results:
         return {
             subject: statistics.median(values) for (key, subject), values in self.values.items() if key == row
         }
-
-
-class Skip(Exception):
-    """This subject can not do this work, which is no failure."""
 
 
 class Trial:
@@ -164,20 +162,22 @@ class Trial:
 
 
 def describe(error: BaseException) -> str:
+    """In one line, without paths of this machine."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     if isinstance(error, subprocess.TimeoutExpired):
         return "time-out"
-    lines = str(error).strip().splitlines()
-    return (lines[-1] if lines else type(error).__name__)[-300:]
+    text = str(error).strip()
+    if told := re.search(r" ended with \d+: (.*)", text):  # a program's first line
+        text = told[1]
+    lines = text.splitlines()
+    return re.sub(r"/\S*/", "", lines[-1])[:200] if lines else type(error).__name__
 
 
 class Sources:
     """The files that workloads copy from, on the same disk, without repetition in them."""
 
     def __init__(self, folder: Path, sizes: Sizes) -> None:
-        from tests.support import noise
-
         folder.mkdir()
         self.large = folder / "large"
         with self.large.open("wb") as file:
@@ -201,13 +201,13 @@ class Sources:
 
 @dataclass(frozen=True)
 class Workload:
-    """A function that measures some rows on a subject; its name is its docstring's."""
+    """A function that measures some rows on a subject."""
 
     work: Callable[[Trial], None]
     rows: tuple[str, ...]
     subjects: tuple[str, ...]
     limit: float = 600.0
-    once: bool = False  # one trial is enough
+    most: int = 99  # trials, of one that takes long
 
 
 def measure(
@@ -226,7 +226,7 @@ def measure(
         if wanted.isdisjoint(workload.rows):
             continue
         failed: set[str] = set()
-        count = 1 if workload.once else trials
+        count = min(trials, workload.most)
         for number in range(count):
             for key in chosen:
                 if key not in workload.subjects or key in failed:
@@ -252,11 +252,10 @@ def _run(workload: Workload, trial: Trial) -> bool:
     timer.start()
     try:
         trial.sources.warm()
-        subject.open()
+        with processes.shielded():
+            subject.open()
         workload.work(trial)
         return True
-    except Skip:
-        return False
     except Exception as error:
         row = trial.row or next(row for row in workload.rows if trial.wants(row))
         trial.fail(row, TimeoutError(f"not within {workload.limit:g} s") if late.is_set() else error)
@@ -264,6 +263,7 @@ def _run(workload: Workload, trial: Trial) -> bool:
     finally:
         timer.cancel()
         try:
-            subject.close()
+            with processes.shielded():
+                subject.close()
         except Exception as error:
             say(f"  taking down {subject.key}: {describe(error)}")

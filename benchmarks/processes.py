@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 _TICK = os.sysconf("SC_CLK_TCK")
@@ -18,6 +18,37 @@ _TICK = os.sysconf("SC_CLK_TCK")
 def say(text: str) -> None:
     """Progress, beside the table."""
     print(f"bench: {time.strftime('%T')} {text}", file=sys.stderr, flush=True)
+
+
+_shields = 0
+_interrupted = False
+
+
+def _interrupt(number: int, frame: object) -> None:
+    global _interrupted
+    if not _shields:
+        raise KeyboardInterrupt
+    _interrupted = True
+
+
+def handle_signals() -> None:
+    """Ctrl-C and its relatives raise KeyboardInterrupt, wherever nothing is being set up or taken down."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _interrupt)
+
+
+@contextlib.contextmanager
+def shielded() -> Iterator[None]:
+    """An interrupt waits for the end of the block: what is half set up would stay behind."""
+    global _shields, _interrupted
+    _shields += 1
+    try:
+        yield
+    finally:
+        _shields -= 1
+        if _interrupted and not _shields:
+            _interrupted = False
+            raise KeyboardInterrupt
 
 
 def cpu(pids: Iterable[int]) -> float:

@@ -177,7 +177,12 @@ class NatsFS(Bucket, Directory):
         self._start()
 
     def _start(self) -> None:
-        self._mount = Mount.make(self.place.server, self.folder, "", "timeout=60", *self.options)
+        try:
+            self._mount = Mount.make(self.place.server, self.folder, "", "timeout=60", *self.options)
+        except BaseException:
+            # Ctrl-C reaches the command, which may leave a daemon on its way.
+            processes.unmount(self.folder / "mnt")
+            raise
         self.path = self._mount.path / self.bucket
 
     def _stop(self) -> None:
@@ -186,6 +191,7 @@ class NatsFS(Bucket, Directory):
                 say(f"{self.key}: {problem}")
             self._mount = None
 
+    @processes.shielded()
     def cold(self) -> None:
         self._stop()
         processes.drop_caches(self.place.folder)
@@ -194,8 +200,7 @@ class NatsFS(Bucket, Directory):
 
     def close(self) -> None:
         self._stop()
-        if hasattr(self, "bucket"):
-            self.delete_bucket()
+        self.delete_bucket()
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def daemons(self) -> list[int]:
@@ -266,6 +271,7 @@ class Rclone(Directory):
             time.sleep(0.1)
         raise TimeoutError("rclone does not finish its uploads")
 
+    @processes.shielded()
     def cold(self) -> None:
         self.settle()
         self._stop()

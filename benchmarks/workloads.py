@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
+import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import Any
 
+from benchmarks import processes
 from benchmarks.measure import Trial, Workload
-from benchmarks.subjects import CLIENTS, Directory, ObjectClient
-from tests.support import opened, run
+from benchmarks.rows import ROWS
+from benchmarks.subjects import CLIENTS, Directory, NatsFS, ObjectClient
+from tests.support import CHUNK, digest_of, encode, noise, opened, run, until
 
 MB = 1e6
 LIMIT = 300.0  # seconds for one program
@@ -174,8 +179,6 @@ def background(script: str, *arguments: Path) -> Iterator[None]:
 
 
 def change_by_another(trial: Trial) -> None:
-    from benchmarks.subjects import NatsFS
-
     assert isinstance(trial.subject, NatsFS)
     subject, client = trial.subject, trial.subject.place.server.client
     path = subject.path / "changing"
@@ -237,6 +240,193 @@ def fairness(trial: Trial) -> None:
     trial.quantiles("fair-read", reads)
 
 
+# --- durability, databases, programs ------------------------------------------------------------------------------
+
+
+FSYNC_SIZES = {"4k": 4 << 10, "1m": 1 << 20, "64m": 64 << 20}
+
+
+def fsync(trial: Trial) -> None:
+    for name in trial.sizes.fsync:
+        content = noise(FSYNC_SIZES[name])
+        with opened(directory(trial) / f"file-{name}", os.O_WRONLY | os.O_CREAT) as fd:
+            with trial.costed(f"fsync-{name}"):
+                os.write(fd, content)
+                # At once: what is left alone for a while is stored anyway.
+                start = time.perf_counter()
+                os.fsync(fd)
+                seconds = time.perf_counter() - start
+            trial.add(f"fsync-{name}", seconds * 1000)
+
+
+def sqlite(trial: Trial) -> None:
+    with closing(
+        sqlite3.connect(directory(trial) / "database", isolation_level=None, timeout=60)
+    ) as database:
+        database.execute("CREATE TABLE measured (number INTEGER PRIMARY KEY, text TEXT)")
+        with trial.timed("sqlite", trial.sizes.transactions):
+            for number in range(trial.sizes.transactions):
+                database.execute("INSERT INTO measured VALUES (?, ?)", (number, "x" * 100))
+
+
+def git(trial: Trial) -> None:
+    source = trial.sources.folder / "repository"
+    if not source.exists():
+        run("git", "init", "-q", source)
+        for path in sorted(trial.sources.tree.iterdir())[: trial.sizes.git_files]:
+            folder = source / path.name[:-2]
+            folder.mkdir(exist_ok=True)
+            (folder / path.name).write_bytes(path.read_bytes())
+        run("git", "-C", source, "add", ".")
+        identity = ("-c", "user.name=bench", "-c", "user.email=bench@example.org")
+        run("git", "-C", source, *identity, "commit", "-q", "-m", "All")
+
+    def status(row: str) -> None:
+        clone = directory(trial) / "clone"
+        with trial.timed(row):
+            done = run("git", "-C", clone, "-c", "safe.directory=*", "status", "--short", limit=LIMIT)
+        assert done.stdout == "", "git status finds changes"
+
+    with trial.timed("git-clone"):
+        run("git", "clone", "-q", source.as_uri(), directory(trial) / "clone", limit=LIMIT)
+    status("git-status")
+    trial.subject.settle()
+    trial.subject.cold()
+    status("git-status-cold")
+
+
+def children(trial: Trial) -> None:
+    script = "set -e; i=0; while [ $i -lt 100 ]; do /bin/echo a line of a child; i=$((i + 1)); done > output"
+    with trial.timed("children"):
+        run("sh", "-c", script, cwd=directory(trial), limit=LIMIT)
+
+
+def idle(trial: Trial) -> None:
+    run("cp", "-r", trial.sources.tree, directory(trial) / "tree", limit=LIMIT)
+    trial.subject.settle()
+    time.sleep(1)
+    daemons = trial.subject.daemons()
+    before = processes.cpu(daemons)
+    with trial.costed("idle"):
+        time.sleep(trial.sizes.idle)
+    trial.add("idle", (processes.cpu(daemons) - before) / trial.sizes.idle * 100)
+
+
+# --- fio ------------------------------------------------------------------------------------------------------------
+
+
+def fio(trial: Trial) -> None:
+    large, small = trial.sizes.fio, trial.sizes.fio_small
+    mixed = "--bssplit=4k/40:64k/40:1m/20"
+    for jobs in (1, 4):
+        fio_job(trial, f"fio-read-{jobs}", jobs, large, "--rw=read", "--bs=1m")
+        fio_job(trial, f"fio-write-{jobs}", jobs, large, "--rw=write", "--bs=1m")
+        fio_job(trial, f"fio-randread-{jobs}", jobs, large, "--rw=randread", "--bs=4k", f"--io_size={small}")
+        fio_job(trial, f"fio-randwrite-{jobs}", jobs, small, "--rw=randwrite", "--bs=4k")
+        fio_job(trial, f"fio-mixed-{jobs}", jobs, large // 4, "--rw=randrw", mixed)
+    if trial.wants("fio-create", "fio-stat", "fio-delete"):
+        folder = directory(trial) / "fio-files"
+        folder.mkdir()
+        for kind in ("create", "stat", "delete"):
+            fio_names(trial, kind)
+
+
+def fio_job(trial: Trial, row: str, jobs: int, size: int, *arguments: str) -> None:
+    if not trial.wants(row):
+        return
+    names = [f"{row}.{number}.0" for number in range(jobs)]  # fio's
+    with trial.attempt(row):
+        if "--rw=write" not in arguments:
+            for name in names:
+                copy_part(trial.sources.large, directory(trial) / name, size)
+            trial.subject.settle()
+            trial.subject.cold()
+        with trial.costed(row):
+            told = run_fio(
+                directory(trial), row, f"--size={size}", f"--numjobs={jobs}", "--ioengine=psync", *arguments
+            )
+        read, write = told["read"], told["write"]
+        moved = read["io_bytes"] + write["io_bytes"]
+        trial.add(row, moved * 1000 / max(1, read["runtime"], write["runtime"]) / MB)
+    trial.subject.settle()
+    for name in names:
+        (directory(trial) / name).unlink(missing_ok=True)
+
+
+def fio_names(trial: Trial, kind: str) -> None:
+    row, count = f"fio-{kind}", trial.sizes.files
+    with trial.attempt(row):
+        if kind != "create":
+            trial.subject.settle()
+            trial.subject.cold()
+        folder = directory(trial) / "fio-files"
+        with trial.costed(row) as clock:
+            told = run_fio(
+                folder,
+                "names",
+                *(f"--nrfiles={count}", "--filesize=4k", f"--ioengine=file{kind}"),
+                *("--openfiles=1", "--create_on_open=1"),
+            )
+            seconds = clock()
+        # fio times open(2) only, but a file may be stored at close(2). The rest is in its milliseconds.
+        trial.add(row, count / (seconds if kind == "create" else max(1, told["read"]["runtime"]) / 1000))
+
+
+def copy_part(source: Path, target: Path, size: int) -> None:
+    with source.open("rb") as content, target.open("wb", buffering=0) as file:
+        for start in range(0, size, 1 << 20):
+            file.write(content.read(min(1 << 20, size - start)))
+
+
+def run_fio(folder: Path, name: str, *arguments: str) -> dict[str, Any]:
+    """fio's results, of all processes together. What is written counts when fsync(2) has returned."""
+    common = ("--fallocate=none", "--group_reporting", "--runtime=60", "--end_fsync=1")
+    done = run(
+        "fio",
+        "--output-format=json",
+        f"--name={name}",
+        f"--directory={folder}",
+        *common,
+        *arguments,
+        limit=LIMIT,
+    )
+    told: dict[str, Any] = json.loads(done.stdout[done.stdout.index("{") :])["jobs"][0]
+    return told
+
+
+# --- very many objects ----------------------------------------------------------------------------------------------
+
+
+def many_objects(trial: Trial) -> None:
+    assert isinstance(trial.subject, NatsFS)
+    subject, count = trial.subject, trial.sizes.objects
+    client = subject.place.server.client
+
+    async def publish() -> None:
+        digest = digest_of(b"")
+        for number in range(count):
+            name = f"object-{number:07}"
+            meta = {"name": name, "bucket": subject.bucket, "nuid": f"{number:022}", "size": 0, "chunks": 0}
+            meta |= {"mtime": "0001-01-01T00:00:00Z", "digest": digest, "options": {"max_chunk_size": CHUNK}}
+            await client.connection.publish(
+                f"$O.{subject.bucket}.M.{encode(name)}", json.dumps(meta).encode()
+            )
+            if number % 1000 == 0:
+                await client.connection.flush(60)
+        await client.connection.flush(60)
+
+    client.run(publish(), 1200)
+    until(lambda: client.info(subject.bucket)["state"]["messages"] >= count, 300)
+    subject.cold()
+    with trial.timed("many-names"):
+        assert len(os.listdir(subject.path)) == count
+    peak = trial.peak
+    subject.cold()
+    with trial.timed("many-stat"), os.scandir(subject.path) as entries:
+        assert sum(entry.stat().st_size == 0 for entry in entries) == count
+    trial.add("many-memory", max(peak, trial.peak))
+
+
 DIRECTORIES = ("natsfs", "rclone", "rclone-full", "local", "nothing")
 STORES = ("natsfs", "rclone", "rclone-full", "local")
 
@@ -258,8 +448,15 @@ WORKLOADS: tuple[Workload, ...] = (
         ("natsfs",),
     ),
     Workload(fairness, ("fair-ls-p50", "fair-ls-p99", "fair-read-p50", "fair-read-p99"), STORES),
+    Workload(fsync, ("fsync-4k", "fsync-1m", "fsync-64m"), STORES),
+    Workload(sqlite, ("sqlite",), STORES),
+    Workload(git, ("git-clone", "git-status", "git-status-cold"), STORES),
+    Workload(children, ("children",), STORES),
+    Workload(idle, ("idle",), ("natsfs", "rclone", "rclone-full")),
+    Workload(fio, tuple(row for row in ROWS if row.startswith("fio-")), STORES, limit=1800, most=3),
+    Workload(many_objects, ("many-names", "many-stat", "many-memory"), ("natsfs",), limit=1800, most=1),
 )
 
 # What the quick mode leaves out.
-SLOW = ("million", "git", "fio")
+SLOW = ("many", "git", "fio")
 QUICK_SUBJECTS = ["natsfs", "natsfs-local", "rclone", "local", "natsrpy", "nats-py", "raw"]
