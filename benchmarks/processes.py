@@ -42,10 +42,13 @@ def shielded() -> Iterator[None]:
     """An interrupt waits for the end of the block: what is half set up would stay behind."""
     global _shields, _interrupted
     _shields += 1
+    # Ctrl-C reaches the commands of the block, too, unless they inherit this.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
         _shields -= 1
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         if _interrupted and not _shields:
             _interrupted = False
             raise KeyboardInterrupt

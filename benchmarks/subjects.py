@@ -177,12 +177,7 @@ class NatsFS(Bucket, Directory):
         self._start()
 
     def _start(self) -> None:
-        try:
-            self._mount = Mount.make(self.place.server, self.folder, "", "timeout=60", *self.options)
-        except BaseException:
-            # Ctrl-C reaches the command, which may leave a daemon on its way.
-            processes.unmount(self.folder / "mnt")
-            raise
+        self._mount = Mount.make(self.place.server, self.folder, "", "timeout=60", *self.options)
         self.path = self._mount.path / self.bucket
 
     def _stop(self) -> None:
