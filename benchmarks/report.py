@@ -14,7 +14,7 @@ from pathlib import Path
 
 from benchmarks import processes
 from benchmarks.measure import Results, Sizes
-from benchmarks.rows import ROWS, Bound, Row
+from benchmarks.rows import ROWS, Bound, Row, Within
 from benchmarks.subjects import SUBJECTS
 from tests.support import REPOSITORY, program
 
@@ -38,12 +38,21 @@ def cell(values: Sequence[float]) -> str:
     return text
 
 
+def _bound(bound: Bound, row: Row) -> str:
+    if isinstance(bound, Within):
+        return f"{bound.limit:g} {row.unit}"
+    own = (
+        "" if bound.subject == "natsfs" else f" with {SUBJECTS[bound.subject].title.removeprefix('natsfs, ')}"
+    )
+    return f"{bound.factor:g}x {SUBJECTS[bound.peer].title}{own}"
+
+
 def judgement(row: Row, bounds: Sequence[Bound], medians: dict[str, float]) -> str:
     parts = []
     for bound in bounds:
         holds = bound.holds(row, medians)
         verdict = {True: "PASS", False: "**MISS**", None: "not measured"}[holds]
-        parts.append(f"{bound}: {verdict}")
+        parts.append(f"{_bound(bound, row)}: {verdict}")
     return ", ".join(parts)
 
 

@@ -24,10 +24,6 @@ class Times:
             return None
         return row.advantage(medians[self.subject], medians[self.peer]) >= self.factor
 
-    def __str__(self) -> str:
-        own = "" if self.subject == "natsfs" else f" with {self.subject}"
-        return f"{self.factor:g}x {self.peer}{own}"
-
 
 @dataclass(frozen=True)
 class Within:
@@ -40,9 +36,6 @@ class Within:
             return None
         value = medians["natsfs"]
         return value >= self.limit if row.unit in SPEEDS else value <= self.limit
-
-    def __str__(self) -> str:
-        return f"{self.limit:g}"
 
 
 Bound = Times | Within
