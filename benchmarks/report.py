@@ -147,7 +147,7 @@ def tables(
             continue
         ratio = ""
         if "natsfs" in medians and PEER in medians:
-            ratio = f"{row.advantage(medians['natsfs'], medians[PEER]):.2g}"
+            ratio = number(row.advantage(medians["natsfs"], medians[PEER]))
         verdicts = [judgement(row, bounds, medians) for bounds in (row.floor, row.goal)]
         body.append([row.title, row.unit, *texts, ratio, *verdicts])
     titles = [SUBJECTS[key].title for key in subjects]
