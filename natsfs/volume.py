@@ -295,10 +295,17 @@ class Volume:
                         log.exception("metadata on %s (sequence %d) is passed over", meta.subject, meta.seq)
                 if catalog.loaded:
                     self._suspect_renames(catalog, metas)
-                self.notifier.send(effects)
+                    self.notifier.send(effects)
             case Loaded():
                 assert catalog is not None
-                self.notifier.send(catalog.end_load())
+                first = not catalog.loaded
+                effects = catalog.end_load()
+                # Below a bucket that is loaded for the first time the kernel knows no name. An entry invalidated
+                # after its first lookup would be a file whose pages are dropped at its close.
+                if first:
+                    root = catalog.root.inode
+                    effects = [] if root is None else [AttributesChanged(root.ino)]
+                self.notifier.send(effects)
                 if mounted.info is not None:
                     catalog.read_only_because = mounted.info.read_only_because
                 mounted.loaded.set()
