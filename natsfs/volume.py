@@ -12,8 +12,7 @@ import logging
 import os
 import stat
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -38,6 +37,7 @@ from natsfs.errors import (
 )
 from natsfs.files.reader import Reader
 from natsfs.files.spool import Spool
+from natsfs.locks import SharedLock
 from natsfs.names import decode_subject, path_of
 from natsfs.notifier import Notifier
 from natsfs.purges import Purge, Purges
@@ -52,34 +52,6 @@ EXPIRE = 1.0  # seconds between two looks at what has reached its stream's max_a
 SUSPECTS = 1000  # names that are asked about one by one; of more, the whole list is asked for
 OUTCOME_UNKNOWN = 0  # in place of the sequence that ended a version: it is not known whether it ever was one
 INFO_AGE = 2.0  # seconds for which statfs(2) believes the last answer
-
-
-class SharedLock:
-    """Many holders of one kind or one of the other: publishing under a name, and moving a directory's names."""
-
-    def __init__(self) -> None:
-        self._holders = 0
-        self._door = trio.Lock()
-        self._empty = trio.Event()
-
-    @asynccontextmanager
-    async def shared(self) -> AsyncIterator[None]:
-        async with self._door:
-            self._holders += 1
-        try:
-            yield
-        finally:
-            self._holders -= 1
-            if not self._holders:
-                self._empty.set()
-
-    @asynccontextmanager
-    async def exclusive(self) -> AsyncIterator[None]:
-        async with self._door:
-            while self._holders:
-                self._empty = trio.Event()
-                await self._empty.wait()
-            yield
 
 
 class Mounted:
