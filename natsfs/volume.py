@@ -12,8 +12,6 @@ import logging
 import os
 import stat
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -38,6 +36,7 @@ from natsfs.errors import (
 )
 from natsfs.files.reader import Reader
 from natsfs.files.spool import Spool
+from natsfs.locks import SharedLock
 from natsfs.names import decode_subject, path_of
 from natsfs.notifier import Notifier
 from natsfs.purges import Purge, Purges
@@ -53,34 +52,6 @@ EXPIRE = 1.0  # seconds between two looks at what has reached its stream's max_a
 SUSPECTS = 1000  # names that are asked about one by one; of more, the whole list is asked for
 OUTCOME_UNKNOWN = 0  # in place of the sequence that ended a version: it is not known whether it ever was one
 INFO_AGE = 2.0  # seconds for which statfs(2) believes the last answer
-
-
-class SharedLock:
-    """Many holders of one kind or one of the other: publishing under a name, and moving a directory's names."""
-
-    def __init__(self) -> None:
-        self._holders = 0
-        self._door = trio.Lock()
-        self._empty = trio.Event()
-
-    @asynccontextmanager
-    async def shared(self) -> AsyncIterator[None]:
-        async with self._door:
-            self._holders += 1
-        try:
-            yield
-        finally:
-            self._holders -= 1
-            if not self._holders:
-                self._empty.set()
-
-    @asynccontextmanager
-    async def exclusive(self) -> AsyncIterator[None]:
-        async with self._door:
-            while self._holders:
-                self._empty = trio.Event()
-                await self._empty.wait()
-            yield
 
 
 class Mounted:
@@ -309,10 +280,17 @@ class Volume:
                         log.exception("metadata on %s (sequence %d) is passed over", meta.subject, meta.seq)
                 if catalog.loaded:
                     self._suspect_renames(catalog, metas)
-                self.notifier.send(effects)
+                    self.notifier.send(effects)
             case Loaded():
                 assert catalog is not None
-                self.notifier.send(catalog.end_load())
+                first = not catalog.loaded
+                effects = catalog.end_load()
+                # Below a bucket that is loaded for the first time the kernel knows no name. An entry invalidated
+                # after its first lookup would be a file whose pages are dropped at its close.
+                if first:
+                    root = catalog.root.inode
+                    effects = [] if root is None else [AttributesChanged(root.ino)]
+                self.notifier.send(effects)
                 for subject in catalog.doubtful:
                     self._suspect(catalog, subject)
                 if mounted.info is not None:

@@ -9,10 +9,15 @@ from itertools import count
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.support import LIVE, SOON, Client, Mount, Mounter, Server
 
 _numbers = count(1)
+
+# A property says nothing about speed: on a busy machine examples take as long as they take.
+settings.register_profile("natsfs", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("natsfs")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -214,6 +214,14 @@ class Server:
                     return
             time.sleep(0.01)
 
+    def pause(self) -> None:
+        """Stop it in its tracks: its connections stand, and nothing comes. It has stopped when this returns."""
+        os.kill(self.pid, signal.SIGSTOP)
+        until(lambda: all(_state(path) == "T" for path in Path(f"/proc/{self.pid}/task").iterdir()), 10)
+
+    def resume(self) -> None:
+        os.kill(self.pid, signal.SIGCONT)
+
     def stop(self) -> None:
         if self._process is not None:
             self._process.terminate()
@@ -744,12 +752,16 @@ def _daemon_of(path: Path) -> int:
     raise AssertionError(f"no daemon serves {path}")
 
 
-def _is_running(pid: int) -> bool:
+def _state(process: Path) -> str:
+    """Of a process or a thread, by its folder in /proc; X if it is not there any more."""
     try:
-        state = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[0]
+        return (process / "stat").read_text(errors="replace").rpartition(")")[2].split()[0]
     except OSError:
-        return False
-    return state not in "ZX"
+        return "X"
+
+
+def _is_running(pid: int) -> bool:
+    return _state(Path(f"/proc/{pid}")) not in "ZX"
 
 
 def _mounted_paths() -> set[str]:

@@ -376,9 +376,9 @@ class Bucket:
     def _bind(self, meta: Metadata, inode: Inode | None, effects: list[Effect]) -> None:
         if meta.is_marker:
             if meta.name.strip("/"):
-                node = self._make_directory(path_of(meta.name[:-1]), self._entry_time(meta), effects)
+                node = self._make_directory(path_of(meta.name[:-1]), meta, effects)
             else:
-                node = self._make_directory(path_of(meta.name)[:-1], self._entry_time(meta), effects)
+                node = self._make_directory(path_of(meta.name)[:-1], meta, effects)
             if self._is_shadow(node.meta, meta):
                 return
             node.meta = meta
@@ -388,7 +388,7 @@ class Bucket:
                 effects.append(AttributesChanged(node.inode.ino))
             return
         path = path_of(meta.name)
-        parent = self._make_directory(path[:-1], self._entry_time(meta), effects)
+        parent = self._make_directory(path[:-1], meta, effects)
         assert parent.children is not None
         name = path[-1]
         found = parent.children.get(name)
@@ -541,7 +541,7 @@ class Bucket:
             self._parent_attributes(parent, effects)
             node = parent
 
-    def _make_directory(self, path: Path, time_ns: int, effects: list[Effect]) -> Node:
+    def _make_directory(self, path: Path, meta: Metadata, effects: list[Effect]) -> Node:
         node = self.root
         for part in path:
             assert node.children is not None
@@ -549,9 +549,9 @@ class Bucket:
             if found is None:
                 found = self.add_node(node, part, directory=True)
                 if self.loaded:
-                    self.touch(node, time_ns)
+                    self.touch(node, self._entry_time(meta))
                 else:
-                    self._made.append((found, time_ns))
+                    self._made.append((found, self._entry_time(meta)))
                 effects.append(self._entry(node, part))
                 self._parent_attributes(node, effects)
             elif not found.is_dir:

@@ -32,6 +32,7 @@ from natsfs.files.overlay import Overlay
 from natsfs.files.pace import Pace
 from natsfs.files.reader import Sequence, Version
 from natsfs.files.spool import SpoolFile
+from natsfs.locks import Lock
 from natsfs.store.publish import Uploaded, small
 from natsfs.store.segments import Spooled, Zeros
 from natsfs.store.store import StoreUpload
@@ -75,9 +76,9 @@ class File:
         self.inode = inode
         self.handles = 0
         self.writers = 0
-        self.lock = trio.Lock()
+        self.lock = Lock()
         # Held while a message for the name is under way; always taken before the bucket's lock on names.
-        self.publishing = trio.Lock()
+        self.publishing = Lock()
         self.dirty = False
         self.attributes_dirty = False
         self.settling = False  # whether a task waits to store the attributes; it counts as a handle

@@ -219,8 +219,8 @@ class Files:
             for _ in range(ATTEMPTS):
                 meta = inode.meta
                 if inode.node is None or meta is None:
-                    if inode.unlinked:
-                        return
+                    if inode.unlinked or not more:
+                        return  # the name leads to something else: nobody could ever see them
                     raise Conflict(f"{inode.name!r} was replaced by somebody else meanwhile", 0)
                 edits = inode.edits
                 async with volume.operation(catalog) as operation:

@@ -16,6 +16,7 @@ from cachetools import LRUCache
 
 from natsfs.catalog.metadata import Metadata
 from natsfs.errors import ChunksGone, Corrupt, StoreError
+from natsfs.locks import Lock
 from natsfs.store.layout import Layout
 from natsfs.store.store import Store
 
@@ -42,7 +43,7 @@ class Digest:
     next: int = 0
     waiting: dict[int, bytes] = field(default_factory=dict)
     waiting_bytes: int = 0
-    lock: trio.Lock = field(default_factory=trio.Lock)
+    lock: Lock = field(default_factory=Lock)
 
 
 class Version:
@@ -51,7 +52,7 @@ class Version:
     def __init__(self, meta: Metadata) -> None:
         self.meta = meta
         self.layout: Layout | None = None
-        self.lock = trio.Lock()
+        self.lock = Lock()
         self.users = 0
         self.digest: Digest | None = None
         if meta.digest and meta.digest.startswith("SHA-256="):

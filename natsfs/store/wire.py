@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import ssl
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 from urllib.parse import urlsplit
@@ -21,6 +22,7 @@ import trio
 
 from natsfs.catalog.metadata import new_nuid
 from natsfs.errors import Denied, StoreError, TooLarge, Unreachable
+from natsfs.locks import Lock
 from natsfs.store.frames import Control, Frames, Message, ProtocolError
 from natsfs.store.jetstream import NoResponders, api_error
 
@@ -105,7 +107,7 @@ class Wire:
         self._waiters: dict[bytes, _Waiter] = {}
         self._next = 0
         self._stream: trio.abc.Stream | None = None
-        self._writing = trio.Lock()
+        self._writing = Lock()
         self._up = trio.Event()
         self._heard = 0.0
         self.last_error = "no attempt yet"
@@ -268,16 +270,28 @@ class Wire:
     def unregister(self, reply: bytes) -> None:
         self._waiters.pop(reply[len(self._inbox) :], None)
 
-    async def _write(self, parts: tuple[bytes | memoryview, ...]) -> None:
+    async def _write(self, parts: Sequence[bytes | memoryview]) -> None:
         """Send all of it, or lose the connection: half a frame would spoil whatever follows."""
+        stream = self._stream
+        if isinstance(stream, trio.SocketStream) and not self._writing.locked():
+            # Mostly the socket has room, and nobody has to wait.
+            try:
+                parts = _behind(parts, os.writev(stream.socket.fileno(), parts))
+            except BlockingIOError:
+                pass
+            except OSError as error:
+                await trio.aclose_forcefully(stream)
+                raise Unreachable(f"the connection to the NATS server is lost: {error}") from None
+            if not parts:
+                return
         async with self._writing:
-            stream = self._stream
-            if stream is None:
+            if stream is None or self._stream is not stream:
                 raise Unreachable("the connection to the NATS server is lost")
             try:
                 with trio.CancelScope(shield=True), trio.fail_after(WRITE_LIMIT):
                     if isinstance(stream, trio.SocketStream):
-                        await _send_parts(stream.socket, parts)
+                        while parts:
+                            parts = _behind(parts, await stream.socket.sendmsg(parts))
                     else:
                         await stream.send_all(b"".join(parts))
             except (OSError, trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError) as error:
@@ -322,7 +336,7 @@ class Wire:
                 answers.append(answer)
                 replies.append(reply)
                 parts += self._frame(subject, payload, reply, headers)
-            await self._write(tuple(parts))
+            await self._write(parts)
         except BaseException:
             for reply in replies:
                 self.unregister(reply)
@@ -356,15 +370,16 @@ class Wire:
         return data
 
 
-async def _send_parts(socket: trio.socket.SocketType, parts: tuple[bytes | memoryview, ...]) -> None:
-    waiting = [memoryview(part) for part in parts if len(part)]
-    while waiting:
-        sent = await socket.sendmsg(waiting)
-        while waiting and sent >= len(waiting[0]):
-            sent -= len(waiting[0])
-            del waiting[0]
-        if sent:
-            waiting[0] = waiting[0][sent:]
+def _behind(parts: Sequence[bytes | memoryview], sent: int) -> list[bytes | memoryview]:
+    """What of `parts` is left after `sent` bytes."""
+    left = [memoryview(part) for part in parts if len(part)]
+    first = 0
+    while first < len(left) and sent >= len(left[first]):
+        sent -= len(left[first])
+        first += 1
+    if sent:
+        left[first] = left[first][sent:]
+    return list(left[first:])
 
 
 def _leaves(group: BaseExceptionGroup[Any]) -> list[BaseException]:

@@ -6,7 +6,6 @@ import contextlib
 import errno
 import os
 import random
-import signal
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -271,9 +270,9 @@ def test_a_commit_whose_outcome_is_unknown_never_loses_its_chunks(
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(flush)
                 await trio.sleep(0.0012 * number)
-                os.kill(fresh_server.pid, signal.SIGSTOP)
+                fresh_server.pause()
                 await trio.sleep(1.6)
-                os.kill(fresh_server.pid, signal.SIGCONT)
+                fresh_server.resume()
             await system.files.release(fh)
         await trio.sleep(4)  # the purges have had their turn
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import mmap
 import os
@@ -423,3 +424,19 @@ def test_the_end_of_a_large_object_costs_little(bucket: str, mount: Mounter, cli
     with opened(mounted.path / "f", os.O_RDONLY) as fd:
         assert os.pread(fd, 1024, size - 1024) == noise(30_000_000)[-1024:]
     assert mounted.server.received() - before <= 6
+
+
+def test_the_first_read_after_mounting_fills_the_page_cache(
+    bucket: str, mount: Mounter, client: Client
+) -> None:
+    """What the listing of a bucket brings makes the kernel forget nothing that it has just been told."""
+    pages = 64
+    client.put(bucket, "f", noise(pages * mmap.PAGESIZE))
+    path = mount().path / bucket / "f"
+    path.read_bytes()
+    with opened(path, os.O_RDWR) as fd, mmap.mmap(fd, 0) as mapped:
+        resident = ctypes.create_string_buffer(pages)
+        address = ctypes.addressof(ctypes.c_char.from_buffer(mapped))
+        status = ctypes.CDLL(None).mincore(ctypes.c_void_p(address), ctypes.c_size_t(len(mapped)), resident)
+    assert status == 0
+    assert resident.raw == b"\1" * pages

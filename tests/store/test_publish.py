@@ -174,12 +174,12 @@ def test_a_server_that_does_not_answer_has_a_limit_too(fresh_server: Server, wit
     fresh_server.client.create_bucket("b")
 
     async def work(store: Store, events: Events) -> None:
-        os.kill(fresh_server.pid, signal.SIGSTOP)
+        fresh_server.pause()
         try:
             with trio.fail_after(10), pytest.raises(Unreachable):
                 await store.publish(metadata("b", "o"), Known(0), store.new_op())
         finally:
-            os.kill(fresh_server.pid, signal.SIGCONT)
+            fresh_server.resume()
         # It may have been stored all the same, and may still be on its way while what is there is looked at; from the
         # next look on there is nothing left that could come between.
         for last in (False, True):

@@ -1,0 +1,1 @@
+"""Benchmarks of natsfs beside others that do the same work: `./dev bench`."""
