@@ -6,6 +6,7 @@ import ctypes
 import os
 import select
 import struct
+import subprocess
 import time
 from pathlib import Path
 
@@ -56,3 +57,39 @@ def test_inotify_of_a_removal(
         assert events(fd, 2) & IN_DELETE_SELF
     finally:
         os.close(fd)
+
+
+@pytest.mark.semantics("tail")
+@pytest.mark.parametrize("flag", ["-f", "-F"])
+@pytest.mark.parametrize("how", ["close", "fsync"])
+def test_tail(folders: tuple[Path, Path], tmp_path: Path, how: str, flag: str) -> None:
+    """`tail -f` and `tail -F` print each line that another mount appends to a log once, and none twice."""
+    here, there = folders
+    (there / "log").write_text("line 0\n")
+    until(lambda: (here / "log").exists())
+    printed = tmp_path / "printed"
+    with printed.open("wb") as output, (tmp_path / "said").open("wb") as said:
+        tail = subprocess.Popen(
+            ["tail", "-n", "+1", flag, "-s", "0.05", "---disable-inotify", here / "log"],
+            stdout=output,
+            stderr=said,
+        )
+        try:
+            until(lambda: printed.read_text() == "line 0\n")
+            held = os.open(there / "log", os.O_WRONLY | os.O_APPEND)
+            for number in range(1, 11):
+                line = f"line {number}\n".encode()
+                if how == "fsync":
+                    os.write(held, line)
+                    os.fsync(held)
+                else:
+                    with (there / "log").open("ab") as log:
+                        log.write(line)
+                time.sleep(0.1)
+            os.close(held)
+            expected = "".join(f"line {number}\n" for number in range(11))
+            until(lambda: printed.read_text().endswith("line 10\n"))
+            assert printed.read_text() == expected
+        finally:
+            tail.kill()
+            tail.wait()
