@@ -206,9 +206,7 @@ def test_changes_by_name_after_a_store_was_set_back(history: History, mount: Mou
 
 @pytest.mark.semantics("restored-stores")
 @pytest.mark.parametrize("alone", [True, False])
-def test_a_bucket_made_again_at_once(
-    bucket: str, client: Client, mount: Mounter, mounts: tuple[Mount, Mount], alone: bool
-) -> None:
+def test_a_bucket_made_again_at_once(bucket: str, client: Client, mount: Mounter, alone: bool) -> None:
     """An open file's change does not overwrite the object that has its name and sequence in the new bucket."""
     mounted = mount(f"/{bucket}" if alone else "")
     mounted.allow(

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.coherence.test_seen_at_once import shows, view, whole
+from tests.coherence.test_seen_at_once import entry, shows, view, whole
 from tests.support import Client, Mount, Mounter, Server, encode, noise, raises, until
 
 SECOND = 1_000_000_000
@@ -36,8 +36,7 @@ def test_purge(folders: tuple[Path, Path], client: Client, pattern: str) -> None
     )
     shows(here, {"d": "directory"} if pattern == "one" else {}, "f")
     client.put(here.name, "d/1", b"new")
-    until(lambda: (here / "d/1").exists())
-    assert (here / "d/1").read_bytes() == (b"new")
+    until(lambda: entry(here / "d/1") == whole(b"new"))
 
 
 @pytest.mark.semantics("buckets-show-at-once")
