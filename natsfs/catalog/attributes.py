@@ -12,7 +12,12 @@ from typing import Final
 _TIME = re.compile(
     r"(\d{4})-(\d\d)-(\d\d)[Tt ](\d\d):(\d\d):(\d\d)(?:\.(\d{1,9})\d*)?(?:[Zz]|([+-])(\d\d):?(\d\d))"
 )
-OWN_KEYS: Final = ("mode", "uid", "gid", "rdev", "atime", "mtime", "ctime", "btime", "named", "ino")
+# "NUID SIZE" of the version whose bytes this one begins with, unchanged: what an append was made to.
+EXTENDS_KEY: Final = "extends"
+OWN_KEYS: Final = (
+    *("mode", "uid", "gid", "rdev", "atime", "mtime", "ctime", "btime", "named", "ino"),
+    EXTENDS_KEY,
+)
 SYMLINK_KEY: Final = "symlink"
 # Only these can follow one another in the mode of something that a directory lists.
 _TYPES: Final = frozenset(

@@ -10,10 +10,19 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from heapq import heapify, heappop, heappush
 
-from natsfs.catalog.attributes import SYMLINK_KEY, Attributes, Defaults, named_ns, parse_time, removed_ns
+from natsfs.catalog.attributes import (
+    EXTENDS_KEY,
+    SYMLINK_KEY,
+    Attributes,
+    Defaults,
+    named_ns,
+    parse_time,
+    removed_ns,
+)
 from natsfs.catalog.inodes import (
     ROOT_INO,
     AttributesChanged,
+    ContentChanged,
     Effect,
     EntryChanged,
     Ino,
@@ -58,6 +67,16 @@ def _is_same(known: Metadata | int, meta: Metadata) -> bool:
     if isinstance(known, int):
         return meta.deleted
     return not meta.deleted and known.nuid == meta.nuid
+
+
+def extends(one: Metadata, other: Metadata) -> bool:
+    """Whether `other` is known to begin with all bytes of `one`."""
+    return (
+        (other.attributes or {}).get(EXTENDS_KEY) == f"{one.nuid} {one.size}"
+        and one.link is None
+        and other.link is None
+        and other.size >= one.size
+    )
 
 
 class Bucket:
@@ -461,6 +480,14 @@ class Bucket:
             if not old.uncommitted:
                 old.attributes = self._attributes(node)
             effects.append(AttributesChanged(old.ino))
+            return
+        if old is not None and old.meta is not None and not old.layered and extends(old.meta, meta):
+            # Whoever reads it finds the bytes that were there where they were, and more behind them.
+            old.meta = meta
+            old.size = meta.size
+            if not old.uncommitted:
+                old.attributes = self._attributes(node)
+            effects.append(ContentChanged(old.ino))
             return
         # Somebody else's content: a new inode, as if they had renamed a file over this one. The old inode keeps
         # its bytes for whoever has it open.

@@ -69,7 +69,8 @@ class Inode:
     shows, None before the first commit. `pins` counts open files and uncommitted data; the inode lives while the
     kernel's lookup count or the pins are above zero. `uncommitted` says that content or attributes differ from what
     is stored; `unlinked` that this mount removed the name (or nobody has the file open), so that nothing of it will be
-    committed. `edits` are changes of extended attributes that wait for the commit of a file's content.
+    committed. `layered` says that what was written here lies over its version, which must stay the one below then.
+    `edits` are changes of extended attributes that wait for the commit of a file's content.
     """
 
     __slots__ = (
@@ -77,6 +78,7 @@ class Inode:
         "bucket",
         "edits",
         "ino",
+        "layered",
         "meta",
         "name",
         "nlookup",
@@ -100,6 +102,7 @@ class Inode:
         self.pins = 0
         self.unlinked = False
         self.uncommitted = False
+        self.layered = False
 
     @property
     def is_dir(self) -> bool:

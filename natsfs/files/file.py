@@ -18,12 +18,13 @@ import logging
 import os
 import random
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import trio
 
-from natsfs.catalog.attributes import SYMLINK_KEY, format_time
+from natsfs.catalog.attributes import EXTENDS_KEY, SYMLINK_KEY, format_time
 from natsfs.catalog.bucket import Bucket
 from natsfs.catalog.inodes import ContentChanged, Effect, EntryChanged, Inode
 from natsfs.catalog.metadata import Metadata, new_nuid
@@ -123,6 +124,7 @@ class File:
             self.version()
             self._spool = self._files.volume.spool.create()
             self._overlay = Overlay(self.inode.size)
+            self.inode.layered = True
             self.builds_on_base = self.inode.size > 0
         return self._overlay, self._spool
 
@@ -513,7 +515,7 @@ class File:
                 )
                 async with volume.operation(catalog) as operation:
                     try:
-                        stored = await operation.publish(inode.describe(meta), expected, content)
+                        stored = await operation.publish(self._described(meta), expected, content)
                     except Conflict:
                         await volume.refresh(catalog, subject)
                         content = None
@@ -526,6 +528,14 @@ class File:
                 if uploaded is not None and not await volume.store.prove(catalog.name, uploaded):
                     raise Unreachable(f"the chunks of {inode.name!r} were lost on the way")
         raise Conflict(f"{inode.name!r} is replaced by others all the time", 0)
+
+    def _described(self, meta: Metadata) -> Metadata:
+        """The message of a commit. Of what was only appended it says so: others then let the file grow in place."""
+        described, base = self.inode.describe(meta), self.inode.meta
+        if not self.builds_on_base or base is None or self._appended_from != base.size:
+            return described
+        attributes = (described.attributes or {}) | {EXTENDS_KEY: f"{base.nuid} {base.size}"}
+        return replace(described, attributes=attributes)
 
     async def _failed(self, error: StoreError) -> None:
         """Put what could not be committed aside, and show again what the store holds."""
@@ -589,3 +599,4 @@ class File:
             self._spool.discard()
             self._spool = None
         self._overlay = None
+        self.inode.layered = False

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.coherence.test_seen_at_once import shows, view, whole
+from tests.coherence.test_seen_at_once import entry, shows, view, whole
 from tests.support import Client, Mount, Mounter, Server, encode, noise, raises, until
 
 SECOND = 1_000_000_000
@@ -36,8 +36,7 @@ def test_purge(folders: tuple[Path, Path], client: Client, pattern: str) -> None
     )
     shows(here, {"d": "directory"} if pattern == "one" else {}, "f")
     client.put(here.name, "d/1", b"new")
-    until(lambda: (here / "d/1").exists())
-    assert (here / "d/1").read_bytes() == (b"new")
+    until(lambda: entry(here / "d/1") == whole(b"new"))
 
 
 @pytest.mark.semantics("buckets-show-at-once")
@@ -143,7 +142,7 @@ def test_a_changed_limit(client: Client, bucket: str, mount: Mounter) -> None:
     assert client.read(bucket, "big") == noise(2_000_000)
 
 
-@pytest.mark.semantics("expiry")
+@pytest.mark.semantics("expired")
 def test_an_expired_object(client: Client, mount: Mounter) -> None:
     """In a bucket with a TTL a name is gone soon after its object has expired, though nothing tells of it."""
     client.create_bucket("brief", max_age=3 * SECOND, duplicate_window=SECOND)
@@ -161,7 +160,7 @@ def test_an_expired_object(client: Client, mount: Mounter) -> None:
     mounted.allow("does not exist any more")
 
 
-@pytest.mark.semantics("expiry")
+@pytest.mark.semantics("expired")
 @pytest.mark.parametrize("size", [1000, 3_000_000])
 def test_content_that_expired_under_its_metadata(client: Client, mount: Mounter, size: int) -> None:
     """chmod renews an object's metadata, not its content: when that has expired open(2) finds no such file."""

@@ -22,7 +22,7 @@ def kind(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-@pytest.mark.semantics("small-files-stay-readable")
+@pytest.mark.semantics("open-version-stays")
 @pytest.mark.parametrize("size", [1, 130_000, MiB])
 def test_a_small_file_stays_readable(
     folders: tuple[Path, Path], writers: Writers, mounts: tuple[Mount, Mount], kind: str, size: int
@@ -66,7 +66,7 @@ def test_a_large_file_that_is_replaced(
             while part := os.read(fd, 300_000):
                 got += part
         except OSError as error:
-            assert error.errno == errno.ESTALE
+            assert error.errno == errno.ESTALE  # noqa: PT017
             assert kind != "natsfs"  # which leaves the old version to its readers for a while
         else:
             assert len(got) == len(old)
@@ -95,16 +95,16 @@ def test_a_slow_reader_and_ten_replacements(folders: tuple[Path, Path]) -> None:
     assert (here / "f").read_bytes() == noise(2 * MiB + 9, 11)
 
 
-@pytest.mark.semantics("digest")
+@pytest.mark.semantics("digest-checked")
 def test_a_content_that_is_not_what_its_digest_says(
     folders: tuple[Path, Path], client: Client, mounts: tuple[Mount, Mount]
 ) -> None:
-    """A complete reading of content that does not match its digest fails, each time, and never ends as if all was well."""
+    """A complete reading of content that does not match its digest fails, each time."""
     here, _ = folders
     mounts[0].allow("does not match its digest")
     for name, size in (("small", 1000), ("large", 5 * MiB)):
         client.put(here.name, name, noise(size), {"digest": "SHA-256=" + "A" * 43 + "="})
-        until(lambda name=name: (here / name).exists())
+        until(lambda name=name: (here / name).exists())  # type: ignore[misc]
         for _ in range(2):
             with raises(errno.EIO):
                 (here / name).read_bytes()
@@ -172,7 +172,7 @@ def test_readers_of_all_kinds_while_it_is_replaced(
                 with opened(here / "f", os.O_RDONLY) as fd:
                     length = os.fstat(fd).st_size
                     if way == 0:
-                        data = b"".join(iter(lambda fd=fd: os.read(fd, 70_000), b""))
+                        data = b"".join(iter(lambda fd=fd: os.read(fd, 70_000), b""))  # type: ignore[misc]
                         if len(data) != length:
                             problems.append(f"{len(data)} bytes of {length}")
                         note(way, {data[at : at + 4] for at in range(0, len(data), 4)})

@@ -21,7 +21,7 @@ def kind(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-@pytest.mark.semantics("last-replacement-wins")
+@pytest.mark.semantics("replacing-wins")
 def test_the_last_replacement_wins(
     folders: tuple[Path, Path], writers: Writers, mounts: tuple[Mount, Mount], kind: str
 ) -> None:
@@ -40,7 +40,7 @@ def test_the_last_replacement_wins(
         until(lambda: entry(here / "f") == whole(b"last"))
 
 
-@pytest.mark.semantics("built-on-what-is-gone")
+@pytest.mark.semantics("building-on-old-fails")
 @pytest.mark.parametrize("then", ["put", "delete"])
 def test_a_change_of_what_is_gone(
     folders: tuple[Path, Path],
@@ -109,7 +109,7 @@ def test_appends_on_four_mounts(bucket: str, mount: Mounter, client: Client, how
     if first:
         (mounted[0].path / "log").write_text(first)
     for one in mounted:
-        until(lambda one=one: (one.path / "log").exists() == bool(first))
+        until(lambda one=one: (one.path / "log").exists() == bool(first))  # type: ignore[misc]
     running = [
         subprocess.Popen(
             [sys.executable, "-c", APPENDER, one.path / "log", str(who), str(count), how],
@@ -127,7 +127,7 @@ def test_appends_on_four_mounts(bucket: str, mount: Mounter, client: Client, how
         assert [line for line in lines if line.startswith(f"{who} ")] == lines_of(who, count)
     assert len(lines) == bool(first) + 4 * count
     for one in mounted:
-        until(lambda one=one: (one.path / "log").read_text() == text)
+        until(lambda one=one: (one.path / "log").read_text() == text)  # type: ignore[misc]
 
 
 @pytest.mark.semantics("appends-from-several-machines")
@@ -140,7 +140,7 @@ def test_an_append_to_what_another_client_replaced(
     writer = writers(kind, mounts[1])
     for number, size in enumerate((10, 200_000, 3_000_000)):
         (here / "f").write_bytes(noise(size, 1))
-        until(lambda size=size: entry(there / "f") == whole(noise(size, 1)))
+        until(lambda size=size: entry(there / "f") == whole(noise(size, 1)))  # type: ignore[misc]
         fd = os.open(here / "f", os.O_WRONLY | os.O_APPEND)
         os.write(fd, b"mine")
         theirs = noise(size // 2 + number, 2)
@@ -149,7 +149,7 @@ def test_an_append_to_what_another_client_replaced(
         os.close(fd)
         expected = theirs + b"mine and more"
         assert entry(here / "f") == whole(expected)
-        until(lambda expected=expected: entry(there / "f") == whole(expected))
+        until(lambda expected=expected: entry(there / "f") == whole(expected))  # type: ignore[misc]
         with opened(here / "f", os.O_WRONLY | os.O_APPEND) as fd:
             for part in (b"1", b"2", b"3"):
                 os.write(fd, part)
@@ -183,7 +183,7 @@ def test_what_was_not_only_appended_is_not_moved(
     assert client.read(here.name, "f") == b"theirs"
 
 
-@pytest.mark.semantics("exclusive-between-machines")
+@pytest.mark.semantics("exclusive-everywhere")
 def test_a_lock_file(folders: tuple[Path, Path]) -> None:
     """A lock file made with O_EXCL and removed again excludes between two mounts: the counter it guards is right."""
     here, there = folders
@@ -219,7 +219,7 @@ for _ in range(count):
     until(lambda: (here / "total").read_text() == "x" * 2 * count)
 
 
-@pytest.mark.semantics("exclusive-between-machines")
+@pytest.mark.semantics("exclusive-everywhere")
 def test_exclusive_calls(folders: tuple[Path, Path]) -> None:
     """O_EXCL, mkdir, symlink and RENAME_NOREPLACE at the same time on two mounts: one succeeds, each time."""
     number = 25
@@ -228,7 +228,7 @@ def test_exclusive_calls(folders: tuple[Path, Path]) -> None:
         for n in range(number):
             (root / f"source {root.parent.parent.name} {n}").write_bytes(b"")
     for root, other in ((here, there), (there, here)):
-        until(lambda root=root, other=other: len(os.listdir(root)) == 2 * number)
+        until(lambda root=root, other=other: len(os.listdir(root)) == 2 * number)  # type: ignore[misc]
     script = """
 import ctypes, os, sys, threading
 folder, number, own = sys.argv[1], int(sys.argv[2]), sys.argv[3]
@@ -323,8 +323,8 @@ def test_renames_over_one_name(folders: tuple[Path, Path], client: Client) -> No
         stored = client.read(bucket, "target")
         assert stored in contents
         for folder in folders:
-            until(lambda folder=folder: entry(folder / "target") == whole(stored))
-            until(lambda folder=folder: os.listdir(folder) == ["target"])
+            until(lambda folder=folder: entry(folder / "target") == whole(stored))  # type: ignore[misc]  # noqa: B023
+            until(lambda folder=folder: os.listdir(folder) == ["target"])  # type: ignore[misc]
 
 
 @pytest.mark.semantics("renames-over-one-name")
@@ -334,7 +334,7 @@ def test_one_file_renamed_twice(folders: tuple[Path, Path], client: Client) -> N
     for number in range(15):
         data = noise(150_000, number)
         (folders[0] / "f").write_bytes(data)
-        until(lambda data=data: entry(folders[1] / "f") == whole(data))
+        until(lambda data=data: entry(folders[1] / "f") == whole(data))  # type: ignore[misc]
         barrier = threading.Barrier(2)
         done: list[str] = []
 
@@ -343,7 +343,7 @@ def test_one_file_renamed_twice(folders: tuple[Path, Path], client: Client) -> N
             try:
                 (folders[who] / "f").rename(folders[who] / f"to{who}")
             except (FileNotFoundError, OSError) as error:
-                assert error.errno in (errno.ENOENT, errno.ESTALE), error
+                assert error.errno in (errno.ENOENT, errno.ESTALE), error  # noqa: PT017
                 return
             done.append(f"to{who}")
 
@@ -356,7 +356,7 @@ def test_one_file_renamed_twice(folders: tuple[Path, Path], client: Client) -> N
         assert client.names(bucket) == set(done)
         assert client.read(bucket, done[0]) == data
         for folder in folders:
-            until(lambda folder=folder: os.listdir(folder) == done)
+            until(lambda folder=folder: os.listdir(folder) == done)  # type: ignore[misc]  # noqa: B023
             assert entry(folder / done[0]) == whole(data)
         run("rm", folders[0] / done[0])
         until(lambda: os.listdir(folders[1]) == [])
