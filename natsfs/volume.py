@@ -20,7 +20,7 @@ from typing import Self
 import trio
 
 from natsfs.catalog.attributes import Attributes, Defaults, parse_time
-from natsfs.catalog.bucket import Bucket
+from natsfs.catalog.bucket import Bucket, Identity
 from natsfs.catalog.inodes import ROOT_INO, AttributesChanged, Effect, EntryChanged, Inode, InodeTable, Node
 from natsfs.catalog.metadata import NUID, Metadata, tombstone
 from natsfs.config import Config
@@ -68,8 +68,35 @@ class Mounted:
         self.followed = False  # whether the watch stands, so that the catalog is what the store holds
         # Of the connection, in which the bucket was listed last.
         self.loading_generation = self.generation = 0
+        # The highest sequence of an own message, acknowledged in this generation of the connection and in those before.
+        self._acknowledged = (0, 0)
+        self._acknowledged_before = 0
+        self._set_backs = 0
         self.takes = False  # whether the last message was stored: then attributes may follow in a moment
         self.names = SharedLock()
+
+    def acknowledged(self, seq: int, generation: int) -> None:
+        newest, highest = self._acknowledged
+        if generation != newest:
+            self._acknowledged_before = max(self._acknowledged_before, highest)
+            highest = 0
+        self._acknowledged = (generation, max(highest, seq))
+
+    def identify(self, identity: Identity, last_seq: int, generation: int) -> Identity:
+        """The identity of a store that was listed in `generation`, by what was known to be in it before.
+
+        The watch may have been away while own messages were stored. One that was acknowledged before the connection
+        was made on which the listing began has to be in the listing, or the store was set back.
+        """
+        newest, highest = self._acknowledged
+        known = max(self._acknowledged_before, highest if newest < generation else 0)
+        created = self.catalog.identity.created if self.catalog is not None else identity.created
+        if known > last_seq and identity.created == created:
+            log.warning("bucket %s was restored: everything known of it is read anew", self.name)
+            self._set_backs += 1
+        if known > last_seq or identity.created != created:
+            self._acknowledged, self._acknowledged_before = (generation, 0), 0
+        return replace(identity, epoch=identity.epoch + self._set_backs)
 
 
 class Operation:
@@ -125,6 +152,7 @@ class Operation:
             mounted.takes = takes
             raise
         mounted.takes = True
+        mounted.acknowledged(seq, self._volume.store.generation)
         return replace(meta, seq=seq, time_ns=time.time_ns(), op=op)
 
     def apply(self, meta: Metadata, inode: Inode | None = None) -> None:
@@ -267,6 +295,7 @@ class Volume:
                     parent = None if mounted.node is None else self.root
                     catalog = mounted.catalog = Bucket(identity, self.inodes, self.defaults, parent)
                     self._adopt(mounted, catalog)
+                identity = mounted.identify(identity, last_seq, generation)
                 catalog.begin_load(identity, last_seq)
                 mounted.loading_generation = generation
             case Messages(metas=metas):

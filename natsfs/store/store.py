@@ -315,6 +315,11 @@ class Store:
     # --- metadata ---------------------------------------------------------------------------------------------
 
     @property
+    def generation(self) -> int:
+        """Of the connection that metadata is published on; it rises with every reconnect."""
+        return self._quick.generation
+
+    @property
     def limit_of_metadata(self) -> int:
         return self._publisher.limit_of_metadata
 

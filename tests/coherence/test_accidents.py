@@ -42,7 +42,7 @@ def history(fresh_server: Server, tmp_path: Path) -> History:
 
 
 EXPECTED = (
-    "re-created or restored|interrupted|lost|connection|answer|cannot be read|compared|starts again|"
+    "was restored|re-created or restored|interrupted|lost|connection|answer|cannot be read|compared|starts again|"
     "does not exist"
 )
 
@@ -210,7 +210,7 @@ def test_a_bucket_made_again_at_once(bucket: str, client: Client, mount: Mounter
     """An open file's change does not overwrite the object that has its name and sequence in the new bucket."""
     mounted = mount(f"/{bucket}" if alone else "")
     mounted.allow(
-        "does not exist any more|re-created or restored|replaced by somebody else|are gone|interrupted"
+        "does not exist any more|was restored|re-created or restored|replaced by somebody else|are gone|interrupted"
     )
     mounted.allow_failed()
     top = mounted.path if alone else mounted.path / bucket
