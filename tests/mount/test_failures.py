@@ -401,6 +401,7 @@ def test_an_expired_object(mount: Mounter, client: Client) -> None:
         until(lambda: os.listdir(root) == [], limit=10)
         (root / "own").write_bytes(b"again")
         assert (root / "own").read_bytes() == b"again"
+        assert mounted.finish() == []
     finally:
         client.delete_bucket("aging")
 

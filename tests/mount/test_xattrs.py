@@ -507,8 +507,8 @@ def test_a_commit_that_fails(bucket: str, mount: Mounter, client: Client) -> Non
     path = mounted.path / "f"
     path.write_text("x")
     os.setxattr(path, "user.a", b"old")
-    fd = os.open(path, os.O_WRONLY | os.O_APPEND)
-    os.write(fd, b"y")
+    fd = os.open(path, os.O_WRONLY)
+    os.pwrite(fd, b"y", 1)
     os.setxattr(fd, "user.a", b"new")
     client.put(bucket, "f", b"theirs", {"metadata": {"a": "theirs"}})
     until(lambda: path.read_text() == "theirs")
@@ -709,7 +709,8 @@ def test_what_nats_knows_of_a_bucket(mount: Mounter, client: Client, alone: bool
     client.create_bucket("shown", description="for tests", **settings)
     try:
         client.put("shown", "f", b"x")
-        path = mount("/shown").path if alone else mount().path / "shown"
+        mounted = mount("/shown") if alone else mount()
+        path = mounted.path if alone else mounted.path / "shown"
         wanted = {
             "sealed": False,
             "replicas": 1,
@@ -729,6 +730,7 @@ def test_what_nats_knows_of_a_bucket(mount: Mounter, client: Client, alone: bool
         with raises(errno.ENODATA):
             shown(path, "nuid")
         assert os.listxattr(path) == []
+        assert mounted.finish() == []
     finally:
         client.delete_bucket("shown")
 
