@@ -32,6 +32,7 @@ DIAL_LIMIT = 4.0  # seconds for one attempt at one server
 WRITE_LIMIT = 20.0  # seconds in which the server has to take what is sent
 PING = 10.0  # seconds of silence after which the server is asked for a sign of life
 SILENCE = 25.0  # seconds of silence after which the connection counts as lost
+PIECES = 1024  # of what is sent by one system call (IOV_MAX)
 FIRST_DELAY, LAST_DELAY = 0.05, 1.0  # seconds between attempts to connect again
 
 Handler = Callable[[Message | StoreError], None]
@@ -276,7 +277,7 @@ class Wire:
         if isinstance(stream, trio.SocketStream) and not self._writing.locked():
             # Mostly the socket has room, and nobody has to wait.
             try:
-                parts = _behind(parts, os.writev(stream.socket.fileno(), parts))
+                parts = _behind(parts, os.writev(stream.socket.fileno(), parts[:PIECES]))
             except BlockingIOError:
                 pass
             except OSError as error:
@@ -291,7 +292,7 @@ class Wire:
                 with trio.CancelScope(shield=True), trio.fail_after(WRITE_LIMIT):
                     if isinstance(stream, trio.SocketStream):
                         while parts:
-                            parts = _behind(parts, await stream.socket.sendmsg(parts))
+                            parts = _behind(parts, await stream.socket.sendmsg(parts[:PIECES]))
                     else:
                         await stream.send_all(b"".join(parts))
             except (OSError, trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError) as error:

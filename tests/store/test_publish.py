@@ -259,6 +259,14 @@ def test_a_small_object_in_a_full_bucket(with_store: Stores, client: Client) -> 
 # --- chunks -------------------------------------------------------------------------------------------------------
 
 
+def test_an_upload_of_very_many_chunks(with_store: Stores, bucket: str, client: Client, spool: int) -> None:
+    """More pieces than one system call takes."""
+    data = noise(3_000_000)
+    meta = with_store(lambda store, _: store_object(store, bucket, "o", data, spool), chunk_size=1024)
+    assert meta.chunks == -(-len(data) // 1024)
+    assert client.read(bucket, "o") == data
+
+
 @pytest.mark.parametrize("size", [1, CHUNK - 1, CHUNK, CHUNK + 1, 3 * CHUNK, 8 * CHUNK + 5, WINDOW * 3 + 7])
 @pytest.mark.parametrize("piece", [0, 1_000_003])
 def test_uploads(with_store: Stores, bucket: str, client: Client, spool: int, size: int, piece: int) -> None:
