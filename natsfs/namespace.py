@@ -1005,7 +1005,7 @@ def local_only(node: Node) -> list[Node]:
     return found
 
 
-async def pipelined(calls: Iterable[Callable[[], Awaitable[None]]]) -> None:
+async def pipelined(calls: Iterable[Callable[[], Awaitable[object]]]) -> None:
     """Run calls side by side, `PIPELINE` at a time; the first error ends it once those under way are done."""
     errors: list[StoreError] = []
     waiting = iter(calls)

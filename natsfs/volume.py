@@ -394,8 +394,11 @@ class Volume:
         except Exception:
             log.exception("bucket %s could not be compared with the store", catalog.name)
 
-    async def refresh(self, catalog: Bucket, subject: str) -> None:
-        """Bring one name up to date, by the word of the stream's leader."""
+    async def refresh(self, catalog: Bucket, subject: str) -> Metadata | None:
+        """Bring one name up to date, by the word of the stream's leader, which is returned.
+
+        What the catalog shows may lie behind it: an own message that is still under way is applied by its operation.
+        """
         known = catalog.last_seq(subject)
         meta = await self.store.metadata(catalog.name, subject)
         if meta is None:
@@ -406,6 +409,7 @@ class Volume:
             effects = catalog.learn(meta)
         catalog.doubtful.discard(subject)
         self.notifier.send(effects)
+        return meta
 
     async def refresh_all(self, catalog: Bucket) -> None:
         """Compare the live objects with the subjects that are stored: a purge may have gone unheard."""

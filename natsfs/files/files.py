@@ -16,6 +16,7 @@ from pathlib import Path
 import trio
 
 from natsfs.catalog.inodes import Inode
+from natsfs.catalog.metadata import Metadata
 from natsfs.catalog.xattrs import Edit, add
 from natsfs.errors import BucketGone, ChunksGone, Conflict, StoreError
 from natsfs.files.file import ATTEMPTS, File
@@ -120,19 +121,19 @@ class Files:
             except ChunksGone:
                 await self.release(number)
                 if inode.meta is not None and catalog is not None:
-                    await self.volume.refresh(catalog, inode.meta.subject)
-                    self._refuse_hollow(inode, version)
+                    self._refuse_hollow(
+                        inode, version, await self.volume.refresh(catalog, inode.meta.subject)
+                    )
                 raise
             except BaseException:
                 await self.release(number)
                 raise
         return number
 
-    def _refuse_hollow(self, inode: Inode, version: Version) -> None:
-        """The store says that the name still leads to chunks that are not there."""
+    def _refuse_hollow(self, inode: Inode, version: Version, meta: Metadata | None) -> None:
+        """Chunks of `version` are gone. Raises if its name still leads to it, by the leader's word, which is `meta`."""
         assert inode.bucket is not None
-        meta = inode.bucket.live(version.meta.subject)
-        if meta is None or meta.nuid != version.meta.nuid:
+        if meta is None or meta.deleted or meta.nuid != version.meta.nuid:
             return
         mounted = self.volume.buckets.get(inode.bucket.name)
         if mounted is not None and mounted.info is not None and mounted.info.ttl:

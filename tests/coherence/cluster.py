@@ -6,6 +6,7 @@ import json
 import os
 import socket
 import threading
+import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -51,7 +52,16 @@ def cluster() -> Iterator[list[Server]]:
             return bool(meta.get("leader")) and meta.get("cluster_size") == 3
 
         until(has_leader, 60, "the cluster has a leader")
-        nodes[0].client.create_bucket("b", num_replicas=3)
+        deadline = time.monotonic() + 60
+        while True:
+            try:
+                nodes[0].client.create_bucket("b", num_replicas=3)
+                break
+            except RuntimeError as error:
+                # The leader has still to hear of the others.
+                if "no suitable peers" not in str(error) or time.monotonic() > deadline:
+                    raise
+                time.sleep(0.2)
         yield nodes
     finally:
         for node in nodes:
