@@ -2,8 +2,9 @@
 
 A notification blocks for as long as a call in that directory does, so it is never sent from a handler: a few threads
 do it, and all notifications of one directory go to the same thread, in order. What is waiting is coalesced by
-its key, so the queue cannot grow beyond the number of names that the kernel knows. The threads are daemons:
-one that is stuck behind a dead mount must not hold up the end of the process.
+its key, so the queue cannot grow beyond the number of names that the kernel knows; it keeps its place, so what a
+barrier was put behind is told before it. The threads are daemons: one that is stuck behind a dead mount must not
+hold up the end of the process.
 """
 
 from __future__ import annotations
@@ -12,20 +13,32 @@ import errno
 import logging
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from dataclasses import dataclass
 
 import pyfuse3
+import trio
 
 from natsfs.catalog.inodes import AttributesChanged, ContentChanged, Effect, EntryChanged
 
 log = logging.getLogger(__name__)
 
 THREADS = 4
+PATIENCE = 0.1  # seconds; a notification may wait for a call in its directory, and that for the store
+
+
+@dataclass(frozen=True, slots=True)
+class _Barrier:
+    """Not for the kernel: everything that was queued before has been told."""
+
+    passed: Callable[[], None]
 
 
 class _Worker:
     def __init__(self, number: int) -> None:
-        self._waiting: OrderedDict[tuple[object, ...], Effect] = OrderedDict()
+        self._waiting: OrderedDict[tuple[object, ...], Effect | _Barrier] = OrderedDict()
+        self._idle = True
         self._condition = threading.Condition()
         self._stopped = False
         self._thread = threading.Thread(target=self._run, name=f"natsfs-notify-{number}", daemon=True)
@@ -33,11 +46,20 @@ class _Worker:
 
     def add(self, key: tuple[object, ...], effect: Effect) -> None:
         with self._condition:
-            known = self._waiting.pop(key, None)
+            known = self._waiting.get(key)
             if isinstance(known, EntryChanged) and isinstance(effect, EntryChanged) and not effect.gone:
                 effect = known  # a removal that nobody has heard of yet, and then something new: one forgetting does
             self._waiting[key] = effect
             self._condition.notify()
+
+    def behind(self, barrier: _Barrier) -> bool:
+        """Whether there is something that the barrier has to wait for; then it is queued."""
+        with self._condition:
+            if self._idle and not self._waiting:
+                return False
+            self._waiting[barrier,] = barrier
+            self._condition.notify()
+            return True
 
     def stop(self) -> None:
         with self._condition:
@@ -52,10 +74,15 @@ class _Worker:
         while True:
             with self._condition:
                 while not self._waiting and not self._stopped:
+                    self._idle = True
                     self._condition.wait()
                 if self._stopped:
                     return
                 _, effect = self._waiting.popitem(last=False)
+                self._idle = False
+            if isinstance(effect, _Barrier):
+                effect.passed()
+                continue
             log.debug("telling the kernel: %s", effect)
             try:
                 self._tell(effect)
@@ -91,6 +118,7 @@ class _Worker:
 class Notifier:
     def __init__(self) -> None:
         self._workers: list[_Worker] = []
+        self._appeared = False  # whether the kernel may not know yet of an entry that appeared
 
     def start(self) -> None:
         """From the mount on; before it the kernel knows nothing that it could forget."""
@@ -100,11 +128,39 @@ class Notifier:
         """Queue what the kernel has to hear; returns at once. An entry of parent 0 is one it never asked about."""
         for effect in effects if self._workers else ():
             match effect:
-                case EntryChanged(parent, name, _):
+                case EntryChanged(parent, name, gone):
                     if parent:
+                        self._appeared = self._appeared or not gone
                         self._workers[parent % THREADS].add((parent, name), effect)
                 case AttributesChanged(ino) | ContentChanged(ino):
                     self._workers[ino % THREADS].add((type(effect), ino), effect)
+
+    async def settle(self) -> None:
+        """Wait until the kernel has heard of every entry that appeared, within `PATIENCE`."""
+        if not self._appeared:
+            return
+        self._appeared = False
+        token = trio.lowlevel.current_trio_token()
+        event = trio.Event()
+        pending = 0
+
+        def passed() -> None:
+            nonlocal pending
+            pending -= 1
+            if not pending:
+                event.set()
+
+        def told() -> None:
+            # The daemon may have ended meanwhile.
+            with suppress(trio.RunFinishedError):
+                token.run_sync_soon(passed)
+
+        pending = sum(worker.behind(_Barrier(told)) for worker in self._workers)
+        if pending:
+            with trio.move_on_after(PATIENCE) as scope:
+                await event.wait()
+            if scope.cancelled_caught:
+                log.info("the kernel is slow to take what it has to forget")
 
     def stop(self) -> None:
         for worker in self._workers:

@@ -276,12 +276,12 @@ class Volume:
     async def _feed(self) -> None:
         async for event in self._events:
             try:
-                self._take(event)
+                await self._take(event)
             except Exception:
                 # A message nobody foresaw must not end the daemon; what it was about is in the log.
                 log.exception("an event could not be applied: %.200r", event)
 
-    def _take(self, event: Event) -> None:
+    async def _take(self, event: Event) -> None:
         if isinstance(event, BucketsChanged):
             self._buckets_changed.set()
             return
@@ -300,16 +300,7 @@ class Volume:
                 mounted.loading_generation = generation
             case Messages(metas=metas):
                 assert catalog is not None
-                effects: list[Effect] = []
-                for meta in metas:
-                    try:
-                        effects += catalog.observe(meta)
-                    except Exception:
-                        # Of a batch only the message that nobody foresaw may be lost.
-                        log.exception("metadata on %s (sequence %d) is passed over", meta.subject, meta.seq)
-                if catalog.loaded:
-                    self._suspect_renames(catalog, metas)
-                    self.notifier.send(effects)
+                await self._observe(catalog, metas)
             case Loaded():
                 assert catalog is not None
                 first = not catalog.loaded
@@ -335,6 +326,26 @@ class Volume:
             case Suspect(subject=subject):
                 if catalog is not None and catalog.loaded:
                     self._suspect(catalog, subject)
+
+    async def _observe(self, catalog: Bucket, metas: list[Metadata]) -> None:
+        """Apply messages in order; a removal only when the kernel has heard of the entries that appeared before it.
+
+        Each directory's notifications have an order of their own. A file that is renamed elsewhere would be under
+        no name for whoever asks about the new one, which the kernel believes absent, and then about the old.
+        """
+        for meta in metas:
+            if meta.deleted:
+                await self.notifier.settle()
+            try:
+                effects = catalog.observe(meta)
+            except Exception:
+                # Of a batch only the message that nobody foresaw may be lost.
+                log.exception("metadata on %s (sequence %d) is passed over", meta.subject, meta.seq)
+            else:
+                if catalog.loaded:
+                    self.notifier.send(effects)
+        if catalog.loaded:
+            self._suspect_renames(catalog, metas)
 
     def _adopt(self, mounted: Mounted, catalog: Bucket) -> None:
         """The bucket's tree takes the place of the entry in the root that stood for it."""
