@@ -94,7 +94,7 @@ def _versions() -> str:
         of(found("rclone"), "version").replace(" v", " "),
         of("fio", "--version").replace("-", " "),
         f"Python {platform.python_version()}",
-        *(package(name) for name in ("pyfuse3", "trio", "nats-py", "uvloop", "natsrpy")),
+        *(package(name) for name in ("pyfuse3", "trio", "nats-py", "natsrpy")),
     ]
     return ", ".join(filter(None, [" ".join(filter(None, parts)), *rest]))
 

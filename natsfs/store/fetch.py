@@ -27,6 +27,7 @@ BATCH_BYTES = 4 * 1024 * 1024
 
 @dataclass(slots=True)
 class Chunk:
+    subject: bytes
     seq: int
     data: bytes
     pending: int  # how many later messages the subject has
@@ -75,7 +76,8 @@ class Fetcher:
         """One direct get of up to `expect` messages; what is missing is simply not in the answer."""
         subject = f"{self._api}.DIRECT.GET.OBJ_{bucket}"
         chunks: list[Chunk] = []
-        wanted = str(request.get("next_by_subj") or request.get("last_by_subj")).encode()
+        one = request.get("next_by_subj") or request.get("last_by_subj")
+        wanted = {subject.encode() for subject in request.get("multi_last") or [one]}
         batch = "batch" in request
         ended = trio.Event()
         failure: StoreError | None = None
@@ -88,11 +90,13 @@ class Fetcher:
             if isinstance(result, StoreError):
                 failure = result
             elif (status := result.status) is None:
-                if result.header(b"Nats-Subject") != wanted:
+                found = result.header(b"Nats-Subject")
+                if found is None or found not in wanted:
                     failure = Corrupt(f"{subject} answered with another subject")
                 else:
                     seq = int(result.header(b"Nats-Sequence") or 0)
-                    chunks.append(Chunk(seq, result.data, int(result.header(b"Nats-Num-Pending") or 0)))
+                    pending = int(result.header(b"Nats-Num-Pending") or 0)
+                    chunks.append(Chunk(found, seq, result.data, pending))
                     if batch:
                         return
             elif status == 503:
@@ -160,7 +164,8 @@ class Fetcher:
             message = await self.leader_get(bucket, single)
             if message is None:
                 break
-            chunks.append(Chunk(message["seq"], base64.b64decode(message.get("data") or ""), -1))
+            data = base64.b64decode(message.get("data") or "")
+            chunks.append(Chunk(message["subject"].encode(), message["seq"], data, -1))
             single["seq"] = message["seq"] + 1
         return chunks
 
@@ -257,6 +262,26 @@ class Fetcher:
                 )
             layout.learn(index + place, chunk.seq)
         return [chunk.data for chunk in data]
+
+    async def single(self, metas: list[Metadata]) -> dict[str, tuple[Layout, bytes]]:
+        """By nuid the content of versions of one bucket that have one chunk each, as far as it is found at once.
+
+        Nobody waits for it, so nothing is repeated. That a chunk is the whole version is for its digest to prove.
+        """
+        bucket = metas[0].bucket
+        if bucket in self._no_direct:
+            return {}
+        wanted = {f"$O.{bucket}.C.{meta.nuid}".encode(): meta for meta in metas}
+        request = {"multi_last": [subject.decode() for subject in wanted], "batch": len(wanted)}
+        async with self._budget.take(sum(meta.size for meta in metas)):
+            chunks = await self._batch(bucket, request, len(wanted))
+        found: dict[str, tuple[Layout, bytes]] = {}
+        for chunk in chunks:
+            meta = wanted[chunk.subject]
+            layout = irregular(meta.size, [len(chunk.data)], [chunk.seq])
+            if layout is not None:
+                found[meta.nuid] = layout, chunk.data
+        return found
 
     async def _find(self, bucket: str, subject: str, layout: Layout, index: int) -> int:
         """The sequence of a chunk among scattered ones: the rank of any chunk is told by its pending count."""

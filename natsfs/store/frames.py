@@ -22,11 +22,16 @@ class ProtocolError(Exception):
 
 @dataclass(slots=True)
 class Message:
-    """`headers` is the whole block from its version line on, empty if there is none."""
+    """`headers` is the whole block from its version line on, empty if there is none.
+
+    `sid` is the subscription's id, `reply` the subject for an answer, empty if none is wanted.
+    """
 
     subject: bytes
     headers: bytes
     data: bytes
+    sid: bytes = b""
+    reply: bytes = b""
 
     @property
     def status(self) -> int | None:
@@ -66,7 +71,7 @@ class Frames:
         self._buffer = bytearray(ROOM)
         self._start = 0
         self._end = 0
-        self._subject = b""
+        self._subject = self._sid = self._reply = b""
         self._header_length = 0
         self._length = -1  # of the payload that is awaited, -1 where a control line is next
 
@@ -96,7 +101,13 @@ class Frames:
                     return
                 split = self._start + self._header_length
                 view = memoryview(self._buffer)
-                message = Message(self._subject, bytes(view[self._start : split]), bytes(view[split:stop]))
+                message = Message(
+                    self._subject,
+                    bytes(view[self._start : split]),
+                    bytes(view[split:stop]),
+                    self._sid,
+                    self._reply,
+                )
                 self._start, self._length = stop + 2, -1
                 yield message
                 continue
@@ -126,4 +137,5 @@ class Frames:
             raise ProtocolError(f"not understood: {line[:80]!r}") from None
         if len(parts) not in ((5, 6) if headers else (4, 5)) or not 0 <= self._header_length <= self._length:
             raise ProtocolError(f"not understood: {line[:80]!r}")
-        self._subject = parts[1]
+        self._subject, self._sid = parts[1], parts[2]
+        self._reply = parts[3] if len(parts) == (6 if headers else 5) else b""

@@ -1,33 +1,31 @@
 """The face of the store.
 
-Three connections: small requests and metadata on one wire, chunks on the other, so that a long transfer delays no name
-operation; and nats-py's, in a thread behind the bridge, for the watches.
+Three connections: small requests and metadata on one wire, chunks on the second, so that a long transfer delays no name
+operation; and the third for the watches, so that the listing of a large bucket delays neither.
 """
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import json
 import logging
 import secrets
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import trio
-from nats.aio.msg import Msg
 
 from natsfs.catalog.attributes import parse_time
 from natsfs.catalog.metadata import NUID, MalformedMetadata, Metadata, decode
 from natsfs.config import Config
 from natsfs.errors import BucketGone, MountError, StoreError, Unreachable
-from natsfs.store.bridge import Bridge
-from natsfs.store.connection import Connection
 from natsfs.store.consumer import scan
 from natsfs.store.fetch import Fetcher
+from natsfs.store.frames import Message
 from natsfs.store.jetstream import ApiError, NoResponders
 from natsfs.store.layout import Layout
+from natsfs.store.login import Login
 from natsfs.store.publish import HEADERS_ROOM, Base, Known, Publisher, Upload, Uploaded, paced
 from natsfs.store.segments import Segment
 from natsfs.store.watch import OP_HEADER, BucketsChanged, Event, Suspect, Watch
@@ -35,7 +33,7 @@ from natsfs.store.wire import Wire, persist
 
 log = logging.getLogger(__name__)
 
-WIRE_LIMIT = 10.0  # seconds for the first connection of a wire; nats-py has just found the server
+WIRE_LIMIT = 10.0  # seconds for the first connection of a wire; the login has just found the server
 RELIST = 1.0  # seconds for the watches to notice a restart of the server as well
 API_LIMIT = 10.0  # seconds for one attempt at an API request
 
@@ -100,17 +98,16 @@ class Store:
         options = config.options
         self._config = config
         self._limit = options.timeout
-        self._bridge = Bridge()
         self._api = f"$JS.{options.domain}.API" if options.domain else "$JS.API"
         self._chunk_size = options.chunk_size
         self._op_prefix = secrets.token_hex(6)
         self._ops = 0
-        self._closed = False
         self._events: Callable[[Event], None] = lambda event: None
-        self._watches: dict[str, tuple[Watch, asyncio.Task[None]]] = {}
-        self._connection: Connection
+        self._watches: dict[str, _Watched] = {}
+        self._nursery: trio.Nursery
         self._quick: Wire
         self._bulk: Wire
+        self._news: Wire
         self._fetcher: Fetcher
         self._small: Fetcher
         self._publisher: Publisher
@@ -122,30 +119,20 @@ class Store:
 
         The wires live in `nursery`, which has to outlive every other use of the store. Raises `MountError`.
         """
-        self._events = events
-        self._bridge.start()
-        try:
-            await self._bridge.call(self._connect)
-            await self._open_wires(nursery)
-        except BaseException:
-            await self.close()
-            raise
-
-    async def _connect(self) -> None:
-        config = self._config
-        self._connection = Connection("watches", config.servers, config.credentials, self._reconnected)
-        await self._connection.open()
-        # Core NATS advisories: an account may forbid them, then polling alone finds such changes.
-        await self._connection.subscribe("$JS.EVENT.ADVISORY.API", self._advisory)
-        await self._connection.subscribe("$JS.EVENT.ADVISORY.STREAM.*.>", self._stream_advisory)
-
-    async def _open_wires(self, nursery: trio.Nursery) -> None:
+        self._events, self._nursery = events, nursery
         config = self._config
         where = ", ".join(config.servers)
-        login = self._connection.login()
+        login = Login(config.servers, config.credentials)
+        await login.check()
         self._quick = Wire("metadata", config.servers, login, lambda: nursery.start_soon(self._list_again))
         self._bulk = Wire("chunks", config.servers, login)
-        for wire in (self._quick, self._bulk):
+        # Core NATS advisories: an account may forbid them, then polling alone finds such changes.
+        advisories = {
+            "$JS.EVENT.ADVISORY.API": self._advisory,
+            "$JS.EVENT.ADVISORY.STREAM.*.>": self._stream_advisory,
+        }
+        self._news = Wire("watches", config.servers, login, self._reconnected, advisories)
+        for wire in (self._quick, self._bulk, self._news):
             with trio.move_on_after(WIRE_LIMIT) as scope:
                 await nursery.start(wire.run)
             if scope.cancelled_caught:
@@ -166,50 +153,32 @@ class Store:
     async def _list_again(self) -> None:
         """The wire is back: what was listed before may be of another store. Most watches have noticed themselves."""
         await trio.sleep(RELIST)
-
-        async def tell() -> None:
-            for watch, _ in self._watches.values():
-                watch.outdated()
-
-        if not self._closed:
-            await self._bridge.call(tell)
+        for watched in self._watches.values():
+            watched.watch.outdated()
 
     async def _scan(self, bucket: str, subject: str) -> tuple[list[int], list[int]]:
-        return await persist(
-            lambda: self._bridge.call(scan, self._connection, self._api, bucket, subject), self._limit
-        )
+        return await persist(lambda: scan(self._news, self._api, bucket, subject), self._limit)
 
     async def close(self) -> None:
-        """Stop the watches, close the connections, end the thread. Bounded in time; again is harmless."""
-        if self._closed:
-            return
-        self._closed = True
-
-        async def shut() -> None:
-            await _end([task for _, task in self._watches.values()])
-            self._watches.clear()
-            connection = getattr(self, "_connection", None)
-            if connection is not None:
-                await connection.close()
-
+        """Stop the watches; the connections end with their nursery. Bounded in time; again is harmless."""
         with trio.CancelScope(shield=True):
-            await self._bridge.call(shut)
-            await self._bridge.stop()
+            async with trio.open_nursery() as nursery:
+                for bucket in list(self._watches):
+                    nursery.start_soon(self.unwatch, bucket)
 
     def _reconnected(self) -> None:
-        for watch, _ in self._watches.values():
-            watch.again()
-        self._emit(BucketsChanged())
-
-    def _emit(self, event: Event) -> None:
-        self._bridge.post(lambda: self._events(event))
+        for watched in self._watches.values():
+            watched.watch.again()
+        self._events(BucketsChanged())
 
     # --- advisories -------------------------------------------------------------------------------------------
 
-    async def _advisory(self, msg: Msg) -> None:
+    def _advisory(self, message: Message | StoreError) -> None:
         """A purge leaves no message in the stream; the server's audit trail tells of it."""
+        if isinstance(message, StoreError):
+            return
         try:
-            data = json.loads(msg.data)
+            data = json.loads(message.data)
             subject = str(data.get("subject", ""))
             request = str(data.get("request", ""))
             action, _, stream = subject.rpartition(".")
@@ -223,10 +192,11 @@ class Store:
         if purged.startswith(f"$O.{bucket}.C.") and not purged.endswith((">", "*")):
             return
         exact = purged.startswith(metadata) and not purged.endswith((">", "*"))
-        self._emit(Suspect(bucket, purged if exact else None))
+        self._events(Suspect(bucket, purged if exact else None))
 
-    async def _stream_advisory(self, msg: Msg) -> None:
-        self._emit(BucketsChanged())
+    def _stream_advisory(self, message: Message | StoreError) -> None:
+        if isinstance(message, Message):
+            self._events(BucketsChanged())
 
     # --- buckets ----------------------------------------------------------------------------------------------
 
@@ -295,22 +265,17 @@ class Store:
 
     async def watch(self, bucket: str) -> None:
         """Begin to follow a bucket; the events arrive at the receiver given to `open`."""
-
-        async def run() -> None:
-            if bucket in self._watches:
-                return
-            watch = Watch(self._connection, self._api, bucket, self._emit, lambda: self._quick.generation)
-            self._watches[bucket] = (watch, self._bridge.own(watch.run(), f"watch {bucket}"))
-
-        await self._bridge.call(run)
+        if bucket in self._watches:
+            return
+        watch = Watch(self._news, self._api, bucket, self._events, lambda: self._quick.generation)
+        watched = self._watches[bucket] = _Watched(watch)
+        self._nursery.start_soon(watched.run, name=f"watch {bucket}")
 
     async def unwatch(self, bucket: str) -> None:
-        async def run() -> None:
-            watched = self._watches.pop(bucket, None)
-            if watched is not None:
-                await _end([watched[1]])
-
-        await self._bridge.call(run)
+        watched = self._watches.pop(bucket, None)
+        if watched is not None:
+            watched.scope.cancel()
+            await watched.ended.wait()
 
     # --- metadata ---------------------------------------------------------------------------------------------
 
@@ -369,6 +334,10 @@ class Store:
     async def layout(self, meta: Metadata) -> tuple[Layout, list[bytes]]:
         return await self._fetcher.layout(meta)
 
+    async def single(self, metas: list[Metadata]) -> dict[str, tuple[Layout, bytes]]:
+        """See `Fetcher.single`."""
+        return await self._fetcher.single(metas)
+
     async def chunks(self, bucket: str, nuid: str, layout: Layout, index: int, count: int) -> list[bytes]:
         return await self._fetcher.chunks(bucket, nuid, layout, index, count)
 
@@ -381,19 +350,20 @@ class Store:
         return StoreUpload(self, bucket)
 
 
-async def _end(tasks: Iterable[asyncio.Task[None]]) -> None:
-    """Cancel tasks until they have ended, for some seconds.
+class _Watched:
+    """A watch at work: what ends it, and what tells that it has ended."""
 
-    Once is not enough: asyncio.wait_for swallows a cancellation that meets its own completion (Python 3.11).
-    """
-    left = {task for task in tasks if not task.done()}
-    for _ in range(10):
-        if not left:
-            return
-        for task in left:
-            task.cancel()
-        _, left = await asyncio.wait(left, timeout=0.5)
-    log.warning("these did not end: %s", ", ".join(task.get_name() for task in left))
+    def __init__(self, watch: Watch) -> None:
+        self.watch = watch
+        self.scope = trio.CancelScope()
+        self.ended = trio.Event()
+
+    async def run(self) -> None:
+        try:
+            with self.scope:
+                await self.watch.run()
+        finally:
+            self.ended.set()
 
 
 class StoreUpload:

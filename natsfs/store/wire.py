@@ -1,8 +1,8 @@
-"""A connection to NATS under trio, for everything that is hot: chunks, metadata, and the requests of the JetStream API.
+"""A connection to NATS under trio, in the thread that answers the kernel.
 
-nats-py runs on asyncio, in another thread. Each message through it cost two hand-overs of the interpreter's lock and
-three copies: reading 512 MB took 1.7 s of processor time there and takes 0.2 s here, where the thread that answers the
-kernel reads the socket itself. What nats-py still does are the watches, and the login: the CONNECT line is its work.
+nats-py runs on asyncio, which would be another thread. Each message through it cost two hand-overs of the
+interpreter's lock and three copies: reading 512 MB took 1.7 s of processor time there and takes 0.2 s here. What
+nats-py still does is the login (login.py): the CONNECT line is its work.
 
 When the connection is lost everybody who waits hears it at once: an answer to what was sent before cannot be relied on.
 """
@@ -12,10 +12,10 @@ from __future__ import annotations
 import json
 import logging
 import os
-import ssl
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import trio
@@ -25,6 +25,7 @@ from natsfs.errors import Denied, StoreError, TooLarge, Unreachable
 from natsfs.locks import Lock
 from natsfs.store.frames import Control, Frames, Message, ProtocolError
 from natsfs.store.jetstream import NoResponders, api_error
+from natsfs.store.login import Login
 
 log = logging.getLogger(__name__)
 
@@ -33,18 +34,11 @@ WRITE_LIMIT = 20.0  # seconds in which the server has to take what is sent
 PING = 10.0  # seconds of silence after which the server is asked for a sign of life
 SILENCE = 25.0  # seconds of silence after which the connection counts as lost
 PIECES = 1024  # of what is sent by one system call (IOV_MAX)
+INBOX_SID, FIRST_SID = b"1", 2
 FIRST_DELAY, LAST_DELAY = 0.05, 1.0  # seconds between attempts to connect again
 
 Handler = Callable[[Message | StoreError], None]
 T = TypeVar("T")
-
-
-class Login(Protocol):
-    """How to get in: `tls` is the context where TLS is wanted, `connect` makes the CONNECT line for a server's INFO."""
-
-    tls: ssl.SSLContext | None
-
-    def connect(self, info: dict[str, Any], name: str) -> bytes: ...
 
 
 @dataclass(slots=True)
@@ -95,7 +89,12 @@ class Wire:
     """One connection. `generation` rises with every reconnect. All state belongs to the trio thread."""
 
     def __init__(
-        self, name: str, servers: tuple[str, ...], login: Login, on_back: Callable[[], None] = lambda: None
+        self,
+        name: str,
+        servers: tuple[str, ...],
+        login: Login,
+        on_back: Callable[[], None] = lambda: None,
+        subscriptions: Mapping[str, Handler] | None = None,
     ) -> None:
         self.name = name
         self.generation = 0
@@ -107,6 +106,10 @@ class Wire:
         self._inbox = b"_INBOX." + new_nuid().encode() + b"."
         self._waiters: dict[bytes, _Waiter] = {}
         self._next = 0
+        # By subscription id; those of the whole life are made again with every connection.
+        self._standing = dict(subscriptions or {})
+        self._listeners: dict[bytes, _Waiter] = {}
+        self._next_sid = FIRST_SID
         self._stream: trio.abc.Stream | None = None
         self._writing = Lock()
         self._up = trio.Event()
@@ -162,7 +165,10 @@ class Wire:
                 stream = trio.SSLStream(stream, context, server_hostname=host, https_compatible=True)
             await stream.send_all(self._login.connect(settings, f"natsfs {self.name}") + b"PING\r\n")
             await self._control(stream, frames, b"PONG")
-            await stream.send_all(b"SUB %s* 1\r\n" % self._inbox)
+            await stream.send_all(b"SUB %s* %s\r\n" % (self._inbox, INBOX_SID))
+            self._listeners = {}
+            for subject, handler in self._standing.items():
+                await stream.send_all(self._subscribe(subject, handler))
         except BaseException:
             await trio.aclose_forcefully(stream)
             raise
@@ -185,7 +191,12 @@ class Wire:
     async def _receive(self, stream: trio.abc.Stream, frames: Frames) -> None:
         space = frames.space()
         if isinstance(stream, trio.SocketStream):
-            count = await stream.socket.recv_into(space)
+            # trio's own recv tries first, which mostly fails, and takes a turn of the loop when it does not.
+            await trio.lowlevel.wait_readable(stream.socket)
+            try:
+                count = os.readv(stream.socket.fileno(), (space,))
+            except BlockingIOError:
+                count = -1
         else:
             data = await stream.receive_some(len(space))
             count = len(data)
@@ -193,7 +204,7 @@ class Wire:
         space.release()
         if not count:
             raise ProtocolError("the server closed the connection")
-        frames.received(count)
+        frames.received(max(count, 0))
 
     async def _serve(self, stream: trio.abc.Stream, frames: Frames) -> None:
         """Until the connection is lost."""
@@ -205,7 +216,11 @@ class Wire:
                 while True:
                     for frame in frames:
                         if isinstance(frame, Message):
-                            waiter = self._waiters.get(frame.subject[len(self._inbox) :])
+                            waiter = (
+                                self._waiters.get(frame.subject[len(self._inbox) :])
+                                if frame.sid == INBOX_SID
+                                else self._listeners.get(frame.sid)
+                            )
                             if waiter is not None:
                                 waiter.handler(frame)
                         elif frame.verb == b"PING":
@@ -225,8 +240,9 @@ class Wire:
         finally:
             self._stream = None
             self._up = trio.Event()
-            waiters, self._waiters = self._waiters, {}
-            for waiter in waiters.values():
+            waiters = [*self._waiters.values(), *self._listeners.values()]
+            self._waiters, self._listeners = {}, {}
+            for waiter in waiters:
                 waiter.handler(Unreachable("the connection to the NATS server was lost"))
             with trio.CancelScope(shield=True):
                 await trio.aclose_forcefully(stream)
@@ -234,7 +250,7 @@ class Wire:
     def _refused(self, text: str) -> None:
         log.warning("NATS connection %r: %s", self.name, text)
         if "permissions violation" in text.lower():
-            for waiter in list(self._waiters.values()):
+            for waiter in (*self._waiters.values(), *self._listeners.values()):
                 if waiter.subject and f'"{waiter.subject}"' in text:
                     waiter.handler(Denied(text))
 
@@ -270,6 +286,25 @@ class Wire:
 
     def unregister(self, reply: bytes) -> None:
         self._waiters.pop(reply[len(self._inbox) :], None)
+
+    def _subscribe(self, subject: str, handler: Handler) -> bytes:
+        sid = b"%d" % self._next_sid
+        self._next_sid += 1
+        self._listeners[sid] = _Waiter(handler, subject)
+        return b"SUB %s %s\r\n" % (subject.encode(), sid)
+
+    @asynccontextmanager
+    async def listening(self, handler: Handler) -> AsyncIterator[str]:
+        """A subscription to a subject that nobody else knows, for a consumer; an error replaces messages on a loss."""
+        subject = f"_INBOX.{new_nuid()}"
+        sid = b"%d" % self._next_sid
+        try:
+            await self._write((self._subscribe(subject, handler),))
+            yield subject
+        finally:
+            if self._listeners.pop(sid, None) is not None:
+                with suppress(Unreachable):
+                    await self._write((b"UNSUB %s\r\n" % sid,))
 
     async def _write(self, parts: Sequence[bytes | memoryview]) -> None:
         """Send all of it, or lose the connection: half a frame would spoil whatever follows."""

@@ -41,15 +41,17 @@ def frames(draw: st.DrawFn) -> tuple[bytes, Message | Control]:
         return verb + (b" " + text if text else b"") + b"\r\n", Control(verb, text)
     data = draw(st.binary(max_size=60) | st.sampled_from([b"\r\n" * 9, b"MSG a 1 3\r\n", bytes(3_000)]))
     reply = draw(st.sampled_from([b"", b" _INBOX.x"]))
-    subject = draw(SUBJECTS)
+    subject, sid = draw(SUBJECTS), draw(st.sampled_from([b"1", b"27"]))
     if kind == "msg":
-        return b"MSG %s 1%s %d\r\n%s\r\n" % (subject, reply, len(data), data), Message(subject, b"", data)
+        return b"MSG %s %s%s %d\r\n%s\r\n" % (subject, sid, reply, len(data), data), Message(
+            subject, b"", data, sid, reply[1:]
+        )
     block = (
         draw(st.sampled_from([b"NATS/1.0", b"NATS/1.0 404 No Messages"])) + b"\r\n" + draw(HEADERS) + b"\r\n"
     )
     sizes = (len(block), len(block) + len(data))
-    return b"HMSG %s 1%s %d %d\r\n%s%s\r\n" % (subject, reply, *sizes, block, data), Message(
-        subject, block, data
+    return b"HMSG %s %s%s %d %d\r\n%s%s\r\n" % (subject, sid, reply, *sizes, block, data), Message(
+        subject, block, data, sid, reply[1:]
     )
 
 
@@ -64,7 +66,7 @@ def test_frames_come_out_whatever_the_pieces(
 def test_a_message_longer_than_the_buffer() -> None:
     data = bytes(range(256)) * (3 * ROOM // 256)
     stream = b"MSG a 1 %d\r\n%s\r\nPING\r\n" % (len(data), data)
-    assert feed(Frames(), stream, [len(stream)]) == [Message(b"a", b"", data), Control(b"PING", b"")]
+    assert feed(Frames(), stream, [len(stream)]) == [Message(b"a", b"", data, b"1"), Control(b"PING", b"")]
 
 
 @pytest.mark.parametrize(
