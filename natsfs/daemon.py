@@ -18,7 +18,7 @@ from pathlib import Path
 import pyfuse3
 import trio
 
-from natsfs import mounttable, unmount
+from natsfs import mounttable, unmount, workers
 from natsfs.config import Config
 from natsfs.errors import MountError
 from natsfs.files.files import Files
@@ -88,7 +88,7 @@ async def _mounted(
             # Only as long as the session lives: libfuse frees it below, and ending it then is a crash. What was
             # signalled before waits in the receiver.
             serving.start_soon(_stop_on_signal, signals, config.mountpoint, files)
-            await pyfuse3.main(min_tasks=4, max_tasks=WORKERS)
+            await workers.main(idle=4, most=WORKERS)
             serving.cancel_scope.cancel()
     finally:
         # What was written under the mount is in the spool; the mount itself goes first, so that nothing is added.

@@ -39,6 +39,7 @@ from natsfs.files.files import Files, error_number
 from natsfs.names import NAME_MAX
 from natsfs.namespace import Caller, Namespace
 from natsfs.volume import Volume
+from natsfs.workers import answering
 from natsfs.xattrs import ExtendedAttributes
 
 log = logging.getLogger(__name__)
@@ -57,7 +58,7 @@ def answered(handler: Callable[P, Coroutine[Any, Any, R]]) -> Callable[P, Corout
     @functools.wraps(handler)
     async def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
-            return await handler(*args, **kwargs)
+            return await answering(handler(*args, **kwargs))
         except FUSEError:
             raise
         except StoreError as error:
