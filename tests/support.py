@@ -34,6 +34,8 @@ import nats
 from nats.aio.client import Client as Connection
 from nats.js.errors import NotFoundError
 
+from natsfs.files.spool import SPARES
+
 T = TypeVar("T")
 
 REPOSITORY = Path(__file__).parents[1]
@@ -604,9 +606,14 @@ class Mount:
         return int(re.search(r"VmHWM:\s+(\d+) kB", text)[1]) * 1024  # type: ignore[index]
 
     def spooled(self) -> list[Path]:
-        """The files in the spool, those of failed commits not included."""
+        """The files in the spool that hold something, those of failed commits not included.
+
+        Some empty ones are kept for the next files; more than those would be forgotten ones.
+        """
         folder = self.spool / f"mount-{self.pid}"
-        return list(folder.iterdir()) if folder.is_dir() else []
+        files = list(folder.iterdir()) if folder.is_dir() else []
+        full = [path for path in files if path.stat().st_size]
+        return files if len(files) - len(full) > SPARES else full
 
     def failed(self) -> list[dict[str, Any]]:
         """The manifests of what was put aside; with key "data" the path of the content."""
