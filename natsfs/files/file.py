@@ -583,6 +583,7 @@ class File:
                 effects.append(EntryChanged(node.parent.inode.ino, node.name, inode.ino))
         self._volume.notifier.send(effects)
         self._files.report_unsaved(inode, error, where)
+        await self._volume.notifier.told()  # whoever hears of the failure sees what the store holds
 
     # --- the end ----------------------------------------------------------------------------------------------
 

@@ -19,6 +19,7 @@ from natsfs.catalog.inodes import Inode
 from natsfs.catalog.metadata import Metadata
 from natsfs.catalog.xattrs import Edit, add
 from natsfs.errors import BucketGone, ChunksGone, Conflict, StoreError
+from natsfs.files.ahead import Ahead
 from natsfs.files.file import ATTEMPTS, File
 from natsfs.files.reader import Sequence, Version
 from natsfs.holders import open_for_writing
@@ -52,6 +53,7 @@ class Files:
         self._files: dict[int, File] = {}
         self._handles: dict[int, Handle] = {}
         self._next = 0
+        self._ahead = Ahead()
 
     # --- life of a file ---------------------------------------------------------------------------------------
 
@@ -116,6 +118,7 @@ class Files:
             catalog = inode.bucket
             mounted = self.volume.buckets.get(catalog.name) if catalog is not None else None
             expires = mounted is not None and mounted.info is not None and mounted.info.ttl > 0
+            self._fetch_ahead(inode)
             try:
                 await self.volume.reader.opened(version, prove=expires)
             except ChunksGone:
@@ -129,6 +132,12 @@ class Files:
                 await self.release(number)
                 raise
         return number
+
+    def _fetch_ahead(self, inode: Inode) -> None:
+        nodes = self._ahead.opened(inode.node) if inode.node is not None else []
+        metas = [node.meta for node in nodes if node.meta is not None and not node.is_dir and node.parent]
+        if metas:
+            self.nursery.start_soon(self.volume.reader.prepare, metas)
 
     def _refuse_hollow(self, inode: Inode, version: Version, meta: Metadata | None) -> None:
         """Chunks of `version` are gone. Raises if its name still leads to it, by the leader's word, which is `meta`."""

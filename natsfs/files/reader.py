@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import logging
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 
 import trio
@@ -122,11 +123,16 @@ class Reader:
                     layout, chunks = await self._store.layout(version.meta)
                     for index, data in enumerate(chunks):
                         await self._check(version, layout, index, data)
-                    for index, data in enumerate(chunks):
-                        self._put((*key, index), data)
-                    self._layouts[key] = layout
+                    self._know(version, layout, chunks)
                 version.layout = layout
             return version.layout
+
+    def _know(self, version: Version, layout: Layout, chunks: list[bytes]) -> None:
+        """The layout is proven; `chunks` are the first ones, or none."""
+        key = (version.meta.bucket, version.meta.nuid)
+        for index, data in enumerate(chunks):
+            self._put((*key, index), data)
+        self._layouts[key] = version.layout = layout
 
     async def opened(self, version: Version, *, prove: bool = False) -> None:
         """A reader has opened the version: a small one is fetched before open(2) returns, of another one it is proven
@@ -148,6 +154,40 @@ class Reader:
             raise
         except StoreError as error:
             log.info("reading ahead in %s: %s", version.meta.name, error)
+
+    async def prepare(self, metas: list[Metadata]) -> None:
+        """Fetch versions of one bucket that are likely to be opened next. Whoever opens one meanwhile waits for it."""
+        versions: list[Version] = []
+        size = 0
+        for meta in metas:
+            key = (meta.bucket, meta.nuid)
+            # Without a digest nothing would prove that the chunk is all there is.
+            if (
+                meta.chunks == 1
+                and 0 < meta.size <= meta.chunk_size
+                and meta.digest
+                and key not in self._layouts
+            ):
+                size += meta.size
+                if size > RUN:
+                    break
+                versions.append(self.acquire(meta))
+        try:
+            async with AsyncExitStack() as stack:
+                mine: dict[str, Version] = {}
+                for version in versions:
+                    if not version.lock.locked() and version.layout is None:
+                        await stack.enter_async_context(version.lock)
+                        mine[version.meta.nuid] = version
+                found = await self._store.single([v.meta for v in mine.values()]) if mine else {}
+                for nuid, (layout, data) in found.items():
+                    await self._check(mine[nuid], layout, 0, data)
+                    self._know(mine[nuid], layout, [data])
+        except StoreError as error:
+            log.info("reading files ahead: %s", error)
+        finally:
+            for version in versions:
+                self.release(version)
 
     # --- reading ----------------------------------------------------------------------------------------------
 
