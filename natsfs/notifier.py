@@ -135,11 +135,14 @@ class Notifier:
                 case AttributesChanged(ino) | ContentChanged(ino):
                     self._workers[ino % THREADS].add((type(effect), ino), effect)
 
-    async def settle(self) -> None:
-        """Wait until the kernel has heard of every entry that appeared, within `PATIENCE`."""
-        if not self._appeared:
-            return
-        self._appeared = False
+    async def entries_told(self) -> None:
+        """Wait until the kernel has heard of every entry that appeared."""
+        if self._appeared:
+            self._appeared = False
+            await self.told()
+
+    async def told(self) -> None:
+        """Wait until the kernel has heard of everything that was sent, within `PATIENCE`."""
         token = trio.lowlevel.current_trio_token()
         event = trio.Event()
         pending = 0

@@ -23,6 +23,7 @@ from natsfs.errors import BucketGone, Unreachable
 log = logging.getLogger(__name__)
 
 RETRY = 60.0  # seconds, at least, until a purge that was refused is tried again
+REST = 4  # times as long as a purge took, before the next one
 ROUND = 1.0  # seconds between two looks at what is due
 
 
@@ -136,16 +137,20 @@ class Purges:
     async def run(self) -> None:
         while True:
             await self._any.wait()
-            await self._work(self._due())
+            await self._work(self._due(), gently=True)
             if not self._waiting:
                 self._any = trio.Event()
             await trio.sleep(ROUND)
 
-    async def _work(self, due: list[Purge]) -> None:
-        done = 0
+    async def _work(self, due: list[Purge], *, gently: bool = False) -> None:
+        """Purge what nothing leads to any more; `gently` leaves most of the time to those who wait for an answer."""
+        done, began = 0, trio.current_time()
         for purge in due:
             if purge not in self._waiting:
                 continue
+            if gently and done:
+                await trio.sleep(min(REST * (trio.current_time() - began), ROUND))
+            began = trio.current_time()
             try:
                 verdict = await self._verdict(purge)
                 if verdict:

@@ -335,7 +335,7 @@ class Volume:
         """
         for meta in metas:
             if meta.deleted:
-                await self.notifier.settle()
+                await self.notifier.entries_told()
             try:
                 effects = catalog.observe(meta)
             except Exception:
