@@ -6,19 +6,19 @@ Here a gap, a missing heartbeat or a lost connection raises `Unreachable`, and t
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from nats.aio.msg import Msg
+import trio
 
 from natsfs.catalog.metadata import new_nuid
 from natsfs.errors import StoreError, Unreachable
-from natsfs.store.connection import Connection
+from natsfs.store.frames import Message
 from natsfs.store.jetstream import ApiError
+from natsfs.store.wire import Wire
 
 HEARTBEAT = 1.0  # seconds between the server's heartbeats on an idle consumer
 SILENCE = 3.0  # seconds without any message after which the server is asked about the consumer
@@ -28,43 +28,45 @@ DELETE_LIMIT = 2.0  # seconds for the server to remove it
 
 @dataclass(slots=True)
 class Delivered:
-    subject: str
+    """A stored message, by its sequence and time in ns."""
+
     seq: int
     time_ns: int
-    pending: int
-    headers: dict[str, str] | None
-    data: bytes
+    message: Message
 
 
-def parse_ack(reply: str) -> tuple[int, int, int, int]:
-    """Stream sequence, consumer sequence, time in ns and pending count of a reply subject (ADR-15).
+def parse_ack(reply: bytes) -> tuple[int, int, int]:
+    """Stream sequence, consumer sequence and time in ns of a reply subject (ADR-15).
 
     ``$JS.ACK.<stream>.<consumer>.<delivered>.<sseq>.<cseq>.<time>.<pending>``, with domain and account hash before
     the stream, and perhaps a token at the end, in the newer form.
     """
-    tokens = reply.split(".")
+    tokens = reply.split(b".")
     at = 5 if len(tokens) == 9 else 7
-    return int(tokens[at]), int(tokens[at + 1]), int(tokens[at + 2]), int(tokens[at + 3])
+    return int(tokens[at]), int(tokens[at + 1]), int(tokens[at + 2])
 
 
 class Consumer:
     def __init__(
         self,
-        connection: Connection,
+        wire: Wire,
         api_prefix: str,
         bucket: str,
         filter_subject: str,
         *,
         headers_only: bool = False,
     ) -> None:
-        self._connection = connection
+        self._wire = wire
         self._api = api_prefix
         self._stream = f"OBJ_{bucket}"
         self._filter = filter_subject
         self._headers_only = headers_only
         self._name = "natsfs-" + new_nuid()
         self._batch: list[Delivered] = []
-        self._arrived = asyncio.Event()
+        self._requests: list[
+            bytes
+        ] = []  # of the flow control, which wait for what came before them to be taken
+        self._arrived = trio.Event()
         self._failure: StoreError | None = None
         self._last = 0  # consumer sequence of the newest message
         self._heard = 0.0
@@ -74,7 +76,7 @@ class Consumer:
     @asynccontextmanager
     async def running(self, **policy: Any) -> AsyncIterator[int]:
         """Create the consumer; yields the number of messages that are waiting for it. Deletes it at the end."""
-        async with self._connection.listening(self._on_message, self._on_lost) as deliver:
+        async with self._wire.listening(self._on_message) as deliver:
             config = {
                 "name": self._name,
                 "deliver_subject": deliver,
@@ -92,51 +94,54 @@ class Consumer:
             subject = f"{self._api}.CONSUMER.CREATE.{self._stream}.{self._name}.{self._filter}"
             try:
                 body = {"stream_name": self._stream, "config": config, "action": "create"}
-                reply = await self._connection.api(subject, body, 10)
-                self._heard = asyncio.get_running_loop().time()
+                reply = await self._wire.api(subject, body, 10)
+                self._heard = trio.current_time()
                 yield int(reply.get("num_pending", 0)) + int(reply["delivered"]["consumer_seq"])
             finally:
                 # The answer is waited for: a request of a connection that is closed right after it may get lost,
                 # and the server keeps a consumer without its subscriber for `inactive_threshold`.
-                if self._connection.stands:
-                    with contextlib.suppress(StoreError):
-                        await self._connection.api(
+                if self._wire.stands:
+                    with contextlib.suppress(StoreError), trio.CancelScope(shield=True):
+                        await self._wire.api(
                             f"{self._api}.CONSUMER.DELETE.{self._stream}.{self._name}", None, DELETE_LIMIT
                         )
-
-    def _on_lost(self) -> None:
-        self.fail(Unreachable("the connection to the NATS server was lost"))
 
     def fail(self, error: StoreError) -> None:
         """Whoever waits for messages gets this error."""
         self._failure = self._failure or error
         self._arrived.set()
 
-    def _on_message(self, msg: Msg) -> None:
-        self._heard = asyncio.get_running_loop().time()
-        headers = msg.headers
-        if headers and headers.get("Status") == "100":
+    def _on_message(self, message: Message | StoreError) -> None:
+        if isinstance(message, StoreError):
+            self.fail(message)
+            return
+        self._heard = trio.current_time()
+        status = message.status
+        if status == 100:
             # A flow control request, or a heartbeat of a stalled consumer, has to be answered.
-            answer = msg.reply or headers.get("Nats-Consumer-Stalled")
+            answer = message.reply or message.header(b"Nats-Consumer-Stalled")
             if answer:
-                self._batch.append(Delivered(answer, 0, 0, 0, None, b""))
-                self._arrived.set()
-            elif int(headers.get("Nats-Last-Consumer", "0")) > self._last:
+                self._requests.append(answer)
+            elif int(message.header(b"Nats-Last-Consumer") or 0) > self._last:
                 self.fail(Unreachable("the watch has missed messages"))
             else:
                 self.idle = True
-                self._arrived.set()
+            self._arrived.set()
             return
-        if headers and headers.get("Status") is not None:
-            self.fail(Unreachable(f"the consumer ended: {headers}"))
+        if status is not None:
+            self.fail(Unreachable(f"the consumer ended: {status} {message.description}"))
             return
-        seq, consumer_seq, time_ns, pending = parse_ack(msg.reply)
+        try:
+            seq, consumer_seq, time_ns = parse_ack(message.reply)
+        except (ValueError, IndexError):
+            self.fail(Unreachable(f"the consumer sent what it should not: {message.reply!r}"))
+            return
         if consumer_seq != self._last + 1:
             self.fail(Unreachable("the watch has missed messages"))
             return
         self._last = consumer_seq
         self.idle = False
-        self._batch.append(Delivered(msg.subject, seq, time_ns, pending, headers, msg.data))
+        self._batch.append(Delivered(seq, time_ns, message))
         self._arrived.set()
 
     async def messages(self) -> list[Delivered]:
@@ -144,19 +149,19 @@ class Consumer:
         while True:
             if self._failure is not None:
                 raise self._failure
-            self._arrived.clear()
+            self._arrived = trio.Event()
             batch, self._batch = self._batch, []
-            for control in [item for item in batch if item.seq == 0]:
+            requests, self._requests = self._requests, []
+            for answer in requests:
                 # Answered only here, after all before it were taken: that is what paces the server.
-                await self._connection.publish(control.subject, b"")
-                batch.remove(control)
+                await self._wire.publish(answer.decode(), b"")
             if batch or self.idle:
                 self.idle = False
                 self.drained = self.drained or not batch
                 return batch
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._arrived.wait(), HEARTBEAT)
-            if asyncio.get_running_loop().time() - self._heard > SILENCE and not self._arrived.is_set():
+            with trio.move_on_after(HEARTBEAT):
+                await self._arrived.wait()
+            if trio.current_time() - self._heard > SILENCE and not self._arrived.is_set():
                 await self._confirm()
 
     async def _confirm(self) -> None:
@@ -166,26 +171,22 @@ class Consumer:
         large bucket again for that would only add to the load.
         """
         try:
-            info = await self._connection.api(
-                f"{self._api}.CONSUMER.INFO.{self._stream}.{self._name}", None, 10
-            )
+            info = await self._wire.api(f"{self._api}.CONSUMER.INFO.{self._stream}.{self._name}", None, 10)
         except ApiError as error:
             raise Unreachable(f"the watch is gone from the server: {error}") from None
         if int(info["delivered"]["consumer_seq"]) > self._last and not self._arrived.is_set():
             raise Unreachable("the watch has missed messages")
-        self._heard = asyncio.get_running_loop().time()
+        self._heard = trio.current_time()
 
 
-async def scan(
-    connection: Connection, api_prefix: str, bucket: str, subject: str
-) -> tuple[list[int], list[int]]:
+async def scan(wire: Wire, api_prefix: str, bucket: str, subject: str) -> tuple[list[int], list[int]]:
     """Lengths and sequences of all messages of a subject, from a consumer that delivers headers only."""
     lengths: list[int] = []
     seqs: list[int] = []
-    consumer = Consumer(connection, api_prefix, bucket, subject, headers_only=True)
+    consumer = Consumer(wire, api_prefix, bucket, subject, headers_only=True)
     async with consumer.running(deliver_policy="all") as pending:
         while len(seqs) < pending and not consumer.drained:
-            for message in await consumer.messages():
-                lengths.append(int((message.headers or {}).get("Nats-Msg-Size", "0")))
-                seqs.append(message.seq)
+            for delivered in await consumer.messages():
+                lengths.append(int(delivered.message.header(b"Nats-Msg-Size") or 0))
+                seqs.append(delivered.seq)
     return lengths, seqs

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Final
 
 ROOM: Final = 1024 * 1024  # bytes of the buffer to begin with
+SMALL_ROOM: Final = 192 * 1024  # of one whose messages are many and small: as much is worked on in one go
 _MOST_CONTROL: Final = 64 * 1024  # bytes of a control line; INFO of a large cluster is the longest
 _CRLF: Final = b"\r\n"
 
@@ -22,11 +23,16 @@ class ProtocolError(Exception):
 
 @dataclass(slots=True)
 class Message:
-    """`headers` is the whole block from its version line on, empty if there is none."""
+    """`headers` is the whole block from its version line on, empty if there is none.
+
+    `sid` is the number of the subscription that it came by, `reply` where an answer goes, empty for nowhere.
+    """
 
     subject: bytes
     headers: bytes
     data: bytes
+    sid: bytes = b"1"
+    reply: bytes = b""
 
     @property
     def status(self) -> int | None:
@@ -62,11 +68,12 @@ _CONTROL: Final = re.compile(rb"(?i)(PING|PONG|\+OK|INFO|-ERR)(?:[ \t]+(.*))?$",
 class Frames:
     """The buffer that a socket is read into, and what of it is complete."""
 
-    def __init__(self) -> None:
-        self._buffer = bytearray(ROOM)
+    def __init__(self, room: int = ROOM) -> None:
+        self._room = room
+        self._buffer = bytearray(room)
         self._start = 0
         self._end = 0
-        self._subject = b""
+        self._subject = self._sid = self._reply = b""
         self._header_length = 0
         self._length = -1  # of the payload that is awaited, -1 where a control line is next
 
@@ -79,7 +86,7 @@ class Frames:
             # The tail goes to the front: less than a payload, once in a buffer's length.
             rest = self._buffer[self._start : self._end]
             if need > len(self._buffer):
-                self._buffer = bytearray(need + ROOM)
+                self._buffer = bytearray(need + self._room)
             self._buffer[: len(rest)] = rest
             self._start, self._end = 0, len(rest)
         return memoryview(self._buffer)[self._end :]
@@ -96,7 +103,8 @@ class Frames:
                     return
                 split = self._start + self._header_length
                 view = memoryview(self._buffer)
-                message = Message(self._subject, bytes(view[self._start : split]), bytes(view[split:stop]))
+                headers = bytes(view[self._start : split]) if self._header_length else b""
+                message = Message(self._subject, headers, bytes(view[split:stop]), self._sid, self._reply)
                 self._start, self._length = stop + 2, -1
                 yield message
                 continue
@@ -126,4 +134,5 @@ class Frames:
             raise ProtocolError(f"not understood: {line[:80]!r}") from None
         if len(parts) not in ((5, 6) if headers else (4, 5)) or not 0 <= self._header_length <= self._length:
             raise ProtocolError(f"not understood: {line[:80]!r}")
-        self._subject = parts[1]
+        self._subject, self._sid = parts[1], parts[2]
+        self._reply = parts[3] if len(parts) == (6 if headers else 5) else b""

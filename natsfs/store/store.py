@@ -1,17 +1,17 @@
 """The face of the store.
 
-Three connections: small requests and metadata on one wire, chunks on the other, so that a long transfer delays no name
-operation; and nats-py's, in a thread behind the bridge, for the watches.
+Four connections: small requests and metadata on one wire, chunks on another, watches on a third, so that neither a
+long transfer nor the listing of a large bucket delays a name operation; and nats-py's, in a thread behind the
+bridge, for the login and the advisories.
 """
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import json
 import logging
 import secrets
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +26,7 @@ from natsfs.store.bridge import Bridge
 from natsfs.store.connection import Connection
 from natsfs.store.consumer import scan
 from natsfs.store.fetch import Fetcher
+from natsfs.store.frames import SMALL_ROOM
 from natsfs.store.jetstream import ApiError, NoResponders
 from natsfs.store.layout import Layout
 from natsfs.store.publish import HEADERS_ROOM, Base, Known, Publisher, Upload, Uploaded, paced
@@ -107,10 +108,12 @@ class Store:
         self._ops = 0
         self._closed = False
         self._events: Callable[[Event], None] = lambda event: None
-        self._watches: dict[str, tuple[Watch, asyncio.Task[None]]] = {}
+        self._watches: dict[str, _Watching] = {}
+        self._nursery: trio.Nursery
         self._connection: Connection
         self._quick: Wire
         self._bulk: Wire
+        self._watching: Wire
         self._fetcher: Fetcher
         self._small: Fetcher
         self._publisher: Publisher
@@ -123,6 +126,7 @@ class Store:
         The wires live in `nursery`, which has to outlive every other use of the store. Raises `MountError`.
         """
         self._events = events
+        self._nursery = nursery
         self._bridge.start()
         try:
             await self._bridge.call(self._connect)
@@ -133,7 +137,9 @@ class Store:
 
     async def _connect(self) -> None:
         config = self._config
-        self._connection = Connection("watches", config.servers, config.credentials, self._reconnected)
+        self._connection = Connection(
+            "advisories", config.servers, config.credentials, lambda: self._emit(BucketsChanged())
+        )
         await self._connection.open()
         # Core NATS advisories: an account may forbid them, then polling alone finds such changes.
         await self._connection.subscribe("$JS.EVENT.ADVISORY.API", self._advisory)
@@ -145,7 +151,8 @@ class Store:
         login = self._connection.login()
         self._quick = Wire("metadata", config.servers, login, lambda: nursery.start_soon(self._list_again))
         self._bulk = Wire("chunks", config.servers, login)
-        for wire in (self._quick, self._bulk):
+        self._watching = Wire("watches", config.servers, login, self._watches_again, SMALL_ROOM)
+        for wire in (self._quick, self._bulk, self._watching):
             with trio.move_on_after(WIRE_LIMIT) as scope:
                 await nursery.start(wire.run)
             if scope.cancelled_caught:
@@ -166,18 +173,15 @@ class Store:
     async def _list_again(self) -> None:
         """The wire is back: what was listed before may be of another store. Most watches have noticed themselves."""
         await trio.sleep(RELIST)
+        for watching in self._watches.values():
+            watching.watch.outdated()
 
-        async def tell() -> None:
-            for watch, _ in self._watches.values():
-                watch.outdated()
-
-        if not self._closed:
-            await self._bridge.call(tell)
+    def _watches_again(self) -> None:
+        for watching in self._watches.values():
+            watching.watch.again()
 
     async def _scan(self, bucket: str, subject: str) -> tuple[list[int], list[int]]:
-        return await persist(
-            lambda: self._bridge.call(scan, self._connection, self._api, bucket, subject), self._limit
-        )
+        return await persist(lambda: scan(self._watching, self._api, bucket, subject), self._limit)
 
     async def close(self) -> None:
         """Stop the watches, close the connections, end the thread. Bounded in time; again is harmless."""
@@ -186,20 +190,15 @@ class Store:
         self._closed = True
 
         async def shut() -> None:
-            await _end([task for _, task in self._watches.values()])
-            self._watches.clear()
             connection = getattr(self, "_connection", None)
             if connection is not None:
                 await connection.close()
 
         with trio.CancelScope(shield=True):
+            for bucket in list(self._watches):
+                await self.unwatch(bucket)
             await self._bridge.call(shut)
             await self._bridge.stop()
-
-    def _reconnected(self) -> None:
-        for watch, _ in self._watches.values():
-            watch.again()
-        self._emit(BucketsChanged())
 
     def _emit(self, event: Event) -> None:
         self._bridge.post(lambda: self._events(event))
@@ -296,21 +295,16 @@ class Store:
     async def watch(self, bucket: str) -> None:
         """Begin to follow a bucket; the events arrive at the receiver given to `open`."""
 
-        async def run() -> None:
-            if bucket in self._watches:
-                return
-            watch = Watch(self._connection, self._api, bucket, self._emit, lambda: self._quick.generation)
-            self._watches[bucket] = (watch, self._bridge.own(watch.run(), f"watch {bucket}"))
-
-        await self._bridge.call(run)
+        if bucket not in self._watches:
+            watch = Watch(self._watching, self._api, bucket, self._events, lambda: self._quick.generation)
+            self._watches[bucket] = watching = _Watching(watch)
+            self._nursery.start_soon(watching.run)
 
     async def unwatch(self, bucket: str) -> None:
-        async def run() -> None:
-            watched = self._watches.pop(bucket, None)
-            if watched is not None:
-                await _end([watched[1]])
-
-        await self._bridge.call(run)
+        watching = self._watches.pop(bucket, None)
+        if watching is not None:
+            watching.scope.cancel()
+            await watching.ended.wait()
 
     # --- metadata ---------------------------------------------------------------------------------------------
 
@@ -381,19 +375,20 @@ class Store:
         return StoreUpload(self, bucket)
 
 
-async def _end(tasks: Iterable[asyncio.Task[None]]) -> None:
-    """Cancel tasks until they have ended, for some seconds.
+class _Watching:
+    """A watch that runs, until it is cancelled or its bucket is gone."""
 
-    Once is not enough: asyncio.wait_for swallows a cancellation that meets its own completion (Python 3.11).
-    """
-    left = {task for task in tasks if not task.done()}
-    for _ in range(10):
-        if not left:
-            return
-        for task in left:
-            task.cancel()
-        _, left = await asyncio.wait(left, timeout=0.5)
-    log.warning("these did not end: %s", ", ".join(task.get_name() for task in left))
+    def __init__(self, watch: Watch) -> None:
+        self.watch = watch
+        self.scope = trio.CancelScope()
+        self.ended = trio.Event()
+
+    async def run(self) -> None:
+        try:
+            with self.scope:
+                await self.watch.run()
+        finally:
+            self.ended.set()
 
 
 class StoreUpload:

@@ -5,16 +5,17 @@ After any interruption it lists the whole bucket again, because a purge leaves n
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import trio
+
 from natsfs.catalog.bucket import Identity
 from natsfs.catalog.metadata import MalformedMetadata, Metadata, decode
 from natsfs.errors import BucketGone, StoreError, Unreachable
-from natsfs.store.connection import Connection
 from natsfs.store.consumer import Consumer, Delivered
+from natsfs.store.wire import Wire
 
 log = logging.getLogger(__name__)
 
@@ -76,12 +77,20 @@ class BucketsChanged:
 Event = Loading | Messages | Loaded | Interrupted | Gone | Suspect | BucketsChanged
 
 
-def decode_message(message: Delivered) -> Metadata | None:
-    op = (message.headers or {}).get(OP_HEADER)
+def decode_message(delivered: Delivered) -> Metadata | None:
+    message = delivered.message
+    op = message.header(OP_HEADER.encode()) if message.headers else None
+    subject = message.subject.decode("utf-8", "surrogateescape")
     try:
-        return decode(message.data, subject=message.subject, seq=message.seq, time_ns=message.time_ns, op=op)
+        return decode(
+            message.data,
+            subject=subject,
+            seq=delivered.seq,
+            time_ns=delivered.time_ns,
+            op=None if op is None else op.decode("utf-8", "replace"),
+        )
     except MalformedMetadata as error:
-        log.warning("metadata on %s (sequence %d) is passed over: %s", message.subject, message.seq, error)
+        log.warning("metadata on %s (sequence %d) is passed over: %s", subject, delivered.seq, error)
         return None
 
 
@@ -90,13 +99,13 @@ class Watch:
 
     def __init__(
         self,
-        connection: Connection,
+        wire: Wire,
         api_prefix: str,
         bucket: str,
         emit: Callable[[Event], None],
         generation: Callable[[], int],
     ) -> None:
-        self._connection = connection
+        self._wire = wire
         self._api = api_prefix
         self._bucket = bucket
         self._emit = emit
@@ -105,7 +114,7 @@ class Watch:
         self._consumer: Consumer | None = None
         self._identity: Identity | None = None
         self._last_seq = 0
-        self._again = asyncio.Event()
+        self._again = trio.Event()
 
     def again(self) -> None:
         """The connection is back: do not wait out the delay between attempts."""
@@ -120,7 +129,7 @@ class Watch:
         """Until cancelled, or until the bucket is gone."""
         delay = 0.05
         while True:
-            started = asyncio.get_running_loop().time()
+            started = trio.current_time()
             try:
                 await self._follow()
             except BucketGone:
@@ -132,18 +141,18 @@ class Watch:
                 # Whatever it was, a bucket that nobody follows any more would be stale for ever.
                 log.exception("watch of bucket %s interrupted", self._bucket)
             self._emit(Interrupted(self._bucket))
-            if asyncio.get_running_loop().time() - started > 10:
+            if trio.current_time() - started > 10:
                 delay = 0.05
-            self._again.clear()
-            try:
-                await asyncio.wait_for(self._again.wait(), delay)
-            except TimeoutError:
+            self._again = trio.Event()
+            with trio.move_on_after(delay) as scope:
+                await self._again.wait()
+            if scope.cancelled_caught:
                 delay = min(delay * 2, 2.0)
 
     async def _follow(self) -> None:
-        await self._connection.up(10)
+        await self._wire.up(10)
         self._listed = generation = self._generation()
-        info = await self._connection.api(f"{self._api}.STREAM.INFO.OBJ_{self._bucket}", None, 10)
+        info = await self._wire.api(f"{self._api}.STREAM.INFO.OBJ_{self._bucket}", None, 10)
         created, last_seq = str(info["created"]), int(info["state"]["last_seq"])
         epoch = 0
         if self._identity is not None and self._identity.created == created:
@@ -155,7 +164,7 @@ class Watch:
             self._last_seq = 0
         self._identity = Identity(self._bucket, created, epoch)
         self._last_seq = max(self._last_seq, last_seq)
-        consumer = Consumer(self._connection, self._api, self._bucket, f"$O.{self._bucket}.M.>")
+        consumer = Consumer(self._wire, self._api, self._bucket, f"$O.{self._bucket}.M.>")
         self._consumer = consumer
         async with consumer.running(deliver_policy="last_per_subject") as pending:
             self._emit(Loading(self._bucket, self._identity, last_seq, generation))
@@ -178,3 +187,5 @@ class Watch:
                 if not loaded and (seen >= pending or consumer.drained):
                     loaded = True
                     self._emit(Loaded(self._bucket))
+                # Whoever takes the events has its turn, and whoever else waits.
+                await trio.lowlevel.checkpoint()

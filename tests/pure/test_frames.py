@@ -40,17 +40,19 @@ def frames(draw: st.DrawFn) -> tuple[bytes, Message | Control]:
         )
         return verb + (b" " + text if text else b"") + b"\r\n", Control(verb, text)
     data = draw(st.binary(max_size=60) | st.sampled_from([b"\r\n" * 9, b"MSG a 1 3\r\n", bytes(3_000)]))
-    reply = draw(st.sampled_from([b"", b" _INBOX.x"]))
+    to = draw(st.sampled_from([b"", b"_INBOX.x"]))
+    reply = b" " + to if to else b""
+    sid = draw(st.sampled_from([b"1", b"23"]))
     subject = draw(SUBJECTS)
     if kind == "msg":
-        return b"MSG %s 1%s %d\r\n%s\r\n" % (subject, reply, len(data), data), Message(subject, b"", data)
+        line = b"MSG %s %s%s %d\r\n" % (subject, sid, reply, len(data))
+        return line + data + b"\r\n", Message(subject, b"", data, sid, to)
     block = (
         draw(st.sampled_from([b"NATS/1.0", b"NATS/1.0 404 No Messages"])) + b"\r\n" + draw(HEADERS) + b"\r\n"
     )
     sizes = (len(block), len(block) + len(data))
-    return b"HMSG %s 1%s %d %d\r\n%s%s\r\n" % (subject, reply, *sizes, block, data), Message(
-        subject, block, data
-    )
+    line = b"HMSG %s %s%s %d %d\r\n" % (subject, sid, reply, *sizes)
+    return line + block + data + b"\r\n", Message(subject, block, data, sid, to)
 
 
 @given(st.lists(frames(), max_size=8), st.lists(st.integers(1, 100_000), min_size=1, max_size=4))

@@ -227,7 +227,8 @@ def test_an_account_that_may_not_hear_advisories(tmp_path: Path, with_store: Sto
             await events.until(is_loaded)
             await store.publish(metadata("b", "o"), Known(0), store.new_op())
             await events.until(names("o"))  # type: ignore[arg-type]
-            assert store._connection.generation == 0, "the connection was closed"
+            generations = store._connection.generation, store._watching.generation
+            assert generations == (0, 0), "a connection was closed"
 
         with_store(work, server=server, credentials=Credentials(user="bound", password="x"))
     finally:
