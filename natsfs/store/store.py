@@ -290,6 +290,23 @@ class Store:
             if not page or len(found) >= int(info.get("total") or 0):
                 return found
 
+    async def count_metadata(self, bucket: str) -> int | None:
+        """How many metadata messages are stored, in a moment whatever their number; None where that takes a listing.
+
+        A direct get of one message tells how many follow. A replica that lags may answer.
+        """
+        request = {"seq": 1, "next_by_subj": f"$O.{bucket}.M.>", "batch": 1}
+        subject = f"{self._api}.DIRECT.GET.OBJ_{bucket}"
+        limit = min(self._limit, API_LIMIT)
+        try:
+            message = await self._quick.request(subject, json.dumps(request).encode(), limit)
+        except NoResponders:
+            return None
+        if message.status is not None:
+            return 0 if message.status == 404 else None
+        pending = message.header(b"Nats-Num-Pending")
+        return None if pending is None else int(pending) + 1
+
     # --- watching ---------------------------------------------------------------------------------------------
 
     async def watch(self, bucket: str) -> None:
