@@ -302,7 +302,9 @@ class FileSystem(pyfuse3.Operations):
             if not pyfuse3.readdir_reply(token, FileNameT(name), self._attributes(inode), position + 1):
                 return
             position += 1
-        for node in listing.entries[max(0, start_id - 2) :]:
+        # By number, not by a slice: of a million entries that would be a copy for each of some thousand calls.
+        for number in range(max(0, start_id - 2), len(listing.entries)):
+            node = listing.entries[number]
             position += 1
             parent = node.parent
             if parent is None or (parent.children or {}).get(node.name) is not node:

@@ -7,6 +7,7 @@ so the feed passes over their echoes.
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import logging
 import os
@@ -48,9 +49,12 @@ log = logging.getLogger(__name__)
 
 BUCKET_POLL = 30.0  # seconds between two looks at the list of buckets, where advisories do not tell
 RECONCILE = 60.0  # seconds between two comparisons of the catalog with the subjects that are stored
+COMPARE = 1800.0  # seconds after which that is done also where the number of messages is as it should be
+COUNTS, COUNT_AGAIN = 5, 0.2  # times to count them, and seconds between two
 EXPIRE = 1.0  # seconds between two looks at what has reached its stream's max_age
 SUSPECTS = 1000  # names that are asked about one by one; of more, the whole list is asked for
 OUTCOME_UNKNOWN = 0  # in place of the sequence that ended a version: it is not known whether it ever was one
+FREEZE = 50_000  # listed objects after which the garbage collector is told to leave what is there alone
 INFO_AGE = 2.0  # seconds for which statfs(2) believes the last answer
 
 
@@ -72,6 +76,8 @@ class Mounted:
         self._acknowledged = (0, 0)
         self._acknowledged_before = 0
         self._set_backs = 0
+        self.compared = time.monotonic()  # when the catalog was compared in full with what is stored
+        self.surplus: int | None = 0  # of stored messages over known ones, when nothing was amiss
         self.takes = False  # whether the last message was stored: then attributes may follow in a moment
         self.names = SharedLock()
 
@@ -215,6 +221,7 @@ class Volume:
         self._buckets_changed = trio.Event()
         self._suspects: dict[Bucket, set[str | None]] = {}
         self._started_ns = time.time_ns()
+        self._listed = 0
         self._account = (0, -1)
         self._account_time = -INFO_AGE
 
@@ -346,6 +353,12 @@ class Volume:
                     self.notifier.send(effects)
         if catalog.loaded:
             self._suspect_renames(catalog, metas)
+            return
+        self._listed += len(metas)
+        if self._listed > FREEZE:
+            # What was listed stays: a collection that goes over all of it, time and again, finds nothing.
+            self._listed = 0
+            gc.freeze()
 
     def _adopt(self, mounted: Mounted, catalog: Bucket) -> None:
         """The bucket's tree takes the place of the entry in the root that stood for it."""
@@ -424,10 +437,10 @@ class Volume:
 
     async def refresh_all(self, catalog: Bucket) -> None:
         """Compare the live objects with the subjects that are stored: a purge may have gone unheard."""
-        known = {subject: catalog.last_seq(subject) for subject in catalog.live_subjects()}
+        known = catalog.live_subjects()
         stored = await self.store.subjects(catalog.name, f"$O.{catalog.name}.M.>")
         # The pages of the answer are no snapshot: a subject may have slipped from one to another between two of them.
-        for subject in (known.keys() - stored.keys()) | catalog.doubtful:
+        for subject in catalog.doubtful.union(subject for subject in known if subject not in stored):
             await self.refresh(catalog, subject)
 
     async def _reconcile_all(self) -> None:
@@ -435,7 +448,31 @@ class Volume:
             await trio.sleep(RECONCILE)
             for mounted in list(self.buckets.values()):
                 if mounted.catalog is not None and mounted.catalog.loaded and not mounted.catalog.gone:
-                    await self._look_again(mounted.catalog, None)
+                    await self._reconcile(mounted, mounted.catalog)
+
+    async def _reconcile(self, mounted: Mounted, catalog: Bucket) -> None:
+        """Compare the catalog with the store: in full where the number of messages says so, and every now and then.
+
+        What the watch does not tell of is a purge, and that makes messages fewer. A listing of a million subjects keeps
+        the server busy for ten seconds.
+        """
+        if time.monotonic() - mounted.compared < COMPARE and not catalog.doubtful:
+            for _ in range(COUNTS):
+                surplus = await self._surplus(catalog)
+                if surplus is not None and surplus == mounted.surplus:
+                    return
+                await trio.sleep(COUNT_AGAIN)  # a message may be under way
+        await self._look_again(catalog, None)
+        mounted.compared = time.monotonic()
+        mounted.surplus = await self._surplus(catalog)
+
+    async def _surplus(self, catalog: Bucket) -> int | None:
+        """Stored metadata messages that the catalog does not know: those that others left behind newer ones, say."""
+        try:
+            count = await self.store.count_metadata(catalog.name)
+        except StoreError:
+            return None
+        return None if count is None else count - catalog.count_subjects()
 
     async def _expire_all(self) -> None:
         """A message that reaches the stream's max_age goes without a sign: whether it has is asked when it is due."""

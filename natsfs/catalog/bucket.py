@@ -30,7 +30,7 @@ from natsfs.catalog.inodes import (
     InodeTable,
     Node,
 )
-from natsfs.catalog.metadata import Metadata
+from natsfs.catalog.metadata import Metadata, pack, unpack
 from natsfs.names import SELF, Path, encode_subject, path_of
 
 S_IFREG = 0o100000
@@ -94,9 +94,10 @@ class Bucket:
         self.created_ns = parse_time(identity.created) or 0
         self._inodes = inodes
         self._defaults = defaults
-        # Per metadata subject the newest message: the object's metadata, or a tombstone's sequence.
-        self._subjects: dict[str, Metadata | int] = {}
-        self._by_nuid: dict[str, list[str]] = {}
+        # Per metadata subject the newest message: the object's metadata (packed, of most files), or a tombstone's
+        # sequence.
+        self._subjects: dict[str, Metadata | bytes | int] = {}
+        self._by_nuid: dict[str, str | list[str]] = {}  # a list where there are several
         # Objects of one name that arrived under several subjects (clients encode names differently): all but
         # the newest, which is the one in the tree.
         self._shadowed: dict[tuple[str, bool], list[str]] = {}
@@ -129,21 +130,30 @@ class Bucket:
         """The sequence to expect in a compare-and-swap: 0 where the subject holds nothing."""
         if self._void and subject in self._unseen:
             return 0  # known of another incarnation of the bucket, in which sequences meant something else
-        known = self._subjects.get(subject, 0)
-        return known if isinstance(known, int) else known.seq
+        known = self._known(subject)
+        return 0 if known is None else known if isinstance(known, int) else known.seq
+
+    def _known(self, subject: str) -> Metadata | int | None:
+        known = self._subjects.get(subject)
+        return unpack(known, self.name) if isinstance(known, bytes) else known
 
     def live(self, subject: str) -> Metadata | None:
         if self._void and subject in self._unseen:
             return None
-        known = self._subjects.get(subject)
+        known = self._known(subject)
         return None if known is None or isinstance(known, int) else known
 
     def subjects_of_nuid(self, nuid: str) -> list[str]:
         """The subjects of the live objects whose chunks have this nuid."""
-        return list(self._by_nuid.get(nuid, ()))
+        found = self._by_nuid.get(nuid, ())
+        return [found] if isinstance(found, str) else list(found)
 
     def live_subjects(self) -> list[str]:
         return [subject for subject, known in self._subjects.items() if not isinstance(known, int)]
+
+    def count_subjects(self) -> int:
+        """Those that hold something, tombstones included."""
+        return len(self._subjects)
 
     def is_empty(self) -> bool:
         return not any(not isinstance(known, int) for known in self._subjects.values())
@@ -178,10 +188,10 @@ class Bucket:
             node.ino = self._number(node, attributes)
         attributes.ino = attributes.ino or self._number(node, attributes)
         inode = Inode(Ino(node.ino), self, node, attributes)
-        if not node.is_dir and node.meta is not None:
-            inode.meta = node.meta
-            inode.name = node.meta.name
-            inode.size = node.meta.size
+        if not node.is_dir and (meta := node.meta) is not None:
+            node.meta = inode.meta = meta
+            inode.name = meta.name
+            inode.size = meta.size
         self._inodes.add(inode)
         node.inode = inode
         return inode
@@ -301,7 +311,7 @@ class Bucket:
 
     def set_back(self, meta: Metadata) -> list[Effect]:
         """The leader has no newer message of this subject than `meta`, although one was known."""
-        known = self._subjects.get(meta.subject)
+        known = self._known(meta.subject)
         if isinstance(known, int):
             del self._subjects[meta.subject]
         elif known is not None:
@@ -314,7 +324,7 @@ class Bucket:
         `inode` is the own inode whose content this message has committed; the name then leads to it.
         """
         subject = meta.subject
-        known = self._subjects.get(subject)
+        known = self._known(subject)
         listed = subject in self._unseen
         void = self._void and listed
         self._unseen.discard(subject)
@@ -337,12 +347,11 @@ class Bucket:
             if not self.loaded:
                 self._removals.append(meta)
             node = self.file_node(meta.name) if old is None and not meta.name.endswith("/") else None
-            if node is not None and node.parent is not None and node.meta is None and node.inode is None:
+            if node is not None and node.parent is not None and not node.has_meta and node.inode is None:
                 self._remove(node, self._entry_time(meta), effects)
         else:
             self._subjects[subject] = meta
-            if meta.nuid:
-                self._by_nuid.setdefault(meta.nuid, []).append(subject)
+            self._add_nuid(meta)
             if self._ages is not None:
                 heappush(self._ages, (meta.time_ns, meta.seq, subject))
             self._bind(meta, inode, effects)
@@ -355,7 +364,9 @@ class Bucket:
         """
         if self._ages is None:
             self._ages = [
-                (m.time_ns, m.seq, m.subject) for m in self._subjects.values() if not isinstance(m, int)
+                (meta.time_ns, meta.seq, subject)
+                for subject in self.live_subjects()
+                if (meta := self.live(subject)) is not None
             ]
             heapify(self._ages)
         found = []
@@ -373,7 +384,7 @@ class Bucket:
 
     def purged(self, subject: str, seq: int | None = None) -> list[Effect]:
         """The subject holds no message any more (nor did when its newest known one was `seq`)."""
-        known = self._subjects.get(subject)
+        known = self._known(subject)
         if known is None or (seq is not None and self.last_seq(subject) != seq):
             return []
         effects: list[Effect] = []
@@ -383,12 +394,23 @@ class Bucket:
             self._unbind(known, known.time_ns, effects)
         return effects
 
+    def _add_nuid(self, meta: Metadata) -> None:
+        if meta.nuid:
+            others = self._by_nuid.setdefault(meta.nuid, meta.subject)
+            if isinstance(others, list):
+                others.append(meta.subject)
+            elif others != meta.subject:
+                self._by_nuid[meta.nuid] = [others, meta.subject]
+
     def _drop_nuid(self, meta: Metadata) -> None:
         subjects = self._by_nuid.get(meta.nuid)
-        if subjects is not None and meta.subject in subjects:
-            subjects.remove(meta.subject)
-            if not subjects:
-                del self._by_nuid[meta.nuid]
+        if isinstance(subjects, list):
+            if meta.subject in subjects:
+                subjects.remove(meta.subject)
+            if len(subjects) == 1:
+                self._by_nuid[meta.nuid] = subjects[0]
+        elif subjects == meta.subject:
+            del self._by_nuid[meta.nuid]
 
     # --- the tree ---------------------------------------------------------------------------------------------
 
@@ -418,7 +440,10 @@ class Bucket:
         if found is None:
             node = self.add_node(parent, name, directory=False)
             self.touch(parent, self._entry_time(meta))
-            node.meta = meta
+            if inode is None:
+                self._pack(node, meta)
+            else:
+                node.meta = meta
             if inode is not None:
                 self._attach(node, inode, meta)
             effects.append(self._entry(parent, name))
@@ -495,7 +520,17 @@ class Bucket:
             old.node = None
             node.inode = None
         node.ino = 0
+        self._pack(node, meta)
         effects.append(self._entry(node.parent, node.name))
+
+    def _pack(self, node: Node, meta: Metadata) -> None:
+        """`node` shows `meta`, and nobody has an inode of it yet: of a million files most are only listed."""
+        packed = pack(meta)
+        if packed is None:
+            node.meta = meta
+        else:
+            node.pack(packed)
+            self._subjects[meta.subject] = packed
 
     def _attach(self, node: Node, inode: Inode, meta: Metadata) -> None:
         node.inode = inode
@@ -543,7 +578,7 @@ class Bucket:
 
     def _prune(self, node: Node, time_ns: int, effects: list[Effect]) -> None:
         """A directory that neither a marker nor an entry holds is gone, and its parent may be next."""
-        while node is not self.root and node.meta is None and node.children is not None:
+        while node is not self.root and not node.has_meta and node.children is not None:
             if any(name != SELF for name in node.children):
                 return
             if node.inode is not None and node.inode.ino == ROOT_INO:
@@ -712,8 +747,7 @@ class Bucket:
         if replaced is not None:
             self._drop_nuid(replaced)
         self._subjects[meta.subject] = meta
-        if meta.nuid:
-            self._by_nuid.setdefault(meta.nuid, []).append(meta.subject)
+        self._add_nuid(meta)
         node.meta = meta
         if node.inode is not None and not node.is_dir:
             node.inode.meta = meta

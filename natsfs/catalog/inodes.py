@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, NewType
 
 from natsfs.catalog.attributes import Attributes
-from natsfs.catalog.metadata import Metadata
+from natsfs.catalog.metadata import Metadata, unpack
 from natsfs.catalog.xattrs import Edit, edited
 
 if TYPE_CHECKING:
@@ -27,18 +27,38 @@ class Node:
     does not know of.
     """
 
-    __slots__ = ("bucket", "children", "event_ns", "ino", "inode", "meta", "name", "parent", "subdirs")
+    __slots__ = ("_meta", "bucket", "children", "event_ns", "ino", "inode", "name", "parent", "subdirs")
 
     def __init__(self, bucket: Bucket | None, parent: Node | None, name: bytes, *, directory: bool) -> None:
         self.bucket = bucket
         self.parent = parent
         self.name = name
         self.children: dict[bytes, Node] | None = {} if directory else None
-        self.meta: Metadata | None = None
+        self._meta: Metadata | bytes | None = None
         self.inode: Inode | None = None
         self.ino = 0
         self.subdirs = 0
         self.event_ns = 0
+
+    @property
+    def meta(self) -> Metadata | None:
+        meta = self._meta
+        if isinstance(meta, bytes):
+            assert self.bucket is not None
+            return unpack(meta, self.bucket.name)
+        return meta
+
+    @meta.setter
+    def meta(self, meta: Metadata | None) -> None:
+        self._meta = meta
+
+    @property
+    def has_meta(self) -> bool:
+        return self._meta is not None
+
+    def pack(self, packed: bytes) -> None:
+        """Keep the message in this form; whoever asks for it gets it made anew."""
+        self._meta = packed
 
     @property
     def is_dir(self) -> bool:

@@ -129,7 +129,11 @@ class Consumer:
         if status is not None:
             self.fail(Unreachable(f"the consumer ended: {status} {message.description}"))
             return
-        seq, consumer_seq, time_ns = parse_ack(message.reply)
+        try:
+            seq, consumer_seq, time_ns = parse_ack(message.reply)
+        except (ValueError, IndexError):
+            self.fail(Unreachable(f"the consumer sent what it should not: {message.reply!r}"))
+            return
         if consumer_seq != self._last + 1:
             self.fail(Unreachable("the watch has missed messages"))
             return

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Final
 
 ROOM: Final = 1024 * 1024  # bytes of the buffer to begin with
+SMALL_ROOM: Final = 192 * 1024  # of one whose messages are many and small: as much is worked on in one go
 _MOST_CONTROL: Final = 64 * 1024  # bytes of a control line; INFO of a large cluster is the longest
 _CRLF: Final = b"\r\n"
 
@@ -67,8 +68,9 @@ _CONTROL: Final = re.compile(rb"(?i)(PING|PONG|\+OK|INFO|-ERR)(?:[ \t]+(.*))?$",
 class Frames:
     """The buffer that a socket is read into, and what of it is complete."""
 
-    def __init__(self) -> None:
-        self._buffer = bytearray(ROOM)
+    def __init__(self, room: int = ROOM) -> None:
+        self._room = room
+        self._buffer = bytearray(room)
         self._start = 0
         self._end = 0
         self._subject = self._sid = self._reply = b""
@@ -84,7 +86,7 @@ class Frames:
             # The tail goes to the front: less than a payload, once in a buffer's length.
             rest = self._buffer[self._start : self._end]
             if need > len(self._buffer):
-                self._buffer = bytearray(need + ROOM)
+                self._buffer = bytearray(need + self._room)
             self._buffer[: len(rest)] = rest
             self._start, self._end = 0, len(rest)
         return memoryview(self._buffer)[self._end :]
@@ -101,13 +103,8 @@ class Frames:
                     return
                 split = self._start + self._header_length
                 view = memoryview(self._buffer)
-                message = Message(
-                    self._subject,
-                    bytes(view[self._start : split]),
-                    bytes(view[split:stop]),
-                    self._sid,
-                    self._reply,
-                )
+                headers = bytes(view[self._start : split]) if self._header_length else b""
+                message = Message(self._subject, headers, bytes(view[split:stop]), self._sid, self._reply)
                 self._start, self._length = stop + 2, -1
                 yield message
                 continue

@@ -22,7 +22,7 @@ from natsfs.config import Config
 from natsfs.errors import BucketGone, MountError, StoreError, Unreachable
 from natsfs.store.consumer import scan
 from natsfs.store.fetch import Fetcher
-from natsfs.store.frames import Message
+from natsfs.store.frames import SMALL_ROOM, Message
 from natsfs.store.jetstream import ApiError, NoResponders
 from natsfs.store.layout import Layout
 from natsfs.store.login import Login
@@ -131,7 +131,7 @@ class Store:
             "$JS.EVENT.ADVISORY.API": self._advisory,
             "$JS.EVENT.ADVISORY.STREAM.*.>": self._stream_advisory,
         }
-        self._news = Wire("watches", config.servers, login, self._reconnected, advisories)
+        self._news = Wire("watches", config.servers, login, self._reconnected, advisories, SMALL_ROOM)
         for wire in (self._quick, self._bulk, self._news):
             with trio.move_on_after(WIRE_LIMIT) as scope:
                 await nursery.start(wire.run)
@@ -260,6 +260,23 @@ class Store:
             found |= page
             if not page or len(found) >= int(info.get("total") or 0):
                 return found
+
+    async def count_metadata(self, bucket: str) -> int | None:
+        """How many metadata messages are stored, in a moment whatever their number; None where that takes a listing.
+
+        A direct get of one message tells how many follow. A replica that lags may answer.
+        """
+        request = {"seq": 1, "next_by_subj": f"$O.{bucket}.M.>", "batch": 1}
+        subject = f"{self._api}.DIRECT.GET.OBJ_{bucket}"
+        limit = min(self._limit, API_LIMIT)
+        try:
+            message = await self._quick.request(subject, json.dumps(request).encode(), limit)
+        except NoResponders:
+            return None
+        if message.status is not None:
+            return 0 if message.status == 404 else None
+        pending = message.header(b"Nats-Num-Pending")
+        return None if pending is None else int(pending) + 1
 
     # --- watching ---------------------------------------------------------------------------------------------
 

@@ -23,7 +23,7 @@ import trio
 from natsfs.catalog.metadata import new_nuid
 from natsfs.errors import Denied, StoreError, TooLarge, Unreachable
 from natsfs.locks import Lock
-from natsfs.store.frames import Control, Frames, Message, ProtocolError
+from natsfs.store.frames import ROOM, Control, Frames, Message, ProtocolError
 from natsfs.store.jetstream import NoResponders, api_error
 from natsfs.store.login import Login
 
@@ -95,6 +95,7 @@ class Wire:
         login: Login,
         on_back: Callable[[], None] = lambda: None,
         subscriptions: Mapping[str, Handler] | None = None,
+        room: int = ROOM,
     ) -> None:
         self.name = name
         self.generation = 0
@@ -110,6 +111,7 @@ class Wire:
         self._standing = dict(subscriptions or {})
         self._listeners: dict[bytes, _Waiter] = {}
         self._next_sid = FIRST_SID
+        self._room = room
         self._stream: trio.abc.Stream | None = None
         self._writing = Lock()
         self._up = trio.Event()
@@ -155,7 +157,7 @@ class Wire:
         host = url.hostname or "127.0.0.1"
         stream: trio.abc.Stream = await trio.open_tcp_stream(host, url.port or 4222)
         try:
-            frames = Frames()
+            frames = Frames(self._room)
             info = await self._control(stream, frames, b"INFO")
             settings = json.loads(info.text)
             context = self._login.tls
