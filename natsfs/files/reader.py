@@ -1,4 +1,4 @@
-"""Reading immutable versions: layout, chunk cache, single flight, read-ahead, digest.
+"""Reading immutable versions: layout, caches of chunks, single flight, read-ahead, digest.
 
 Everything about a version is keyed by its bucket and nuid and never goes stale. State belongs to the trio thread;
 between two awaits nothing else touches it.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import trio
@@ -16,6 +17,8 @@ from cachetools import LRUCache
 
 from natsfs.catalog.metadata import Metadata
 from natsfs.errors import ChunksGone, Corrupt, StoreError
+from natsfs.files.chunkcache import END, ChunkCache, Key
+from natsfs.files.diskcache import LARGEST_LAYOUT, DiskCache, Names, pack_layout, unpack_layout
 from natsfs.locks import Lock
 from natsfs.store.layout import Layout
 from natsfs.store.store import Store
@@ -31,7 +34,7 @@ DIGEST_AHEAD = 16 * 1024 * 1024
 LAYOUTS = 16384  # versions whose layout is remembered after they are closed; some 300 bytes each
 SMALL = 1024 * 1024  # a file up to this size is read whole as soon as it is opened
 
-Key = tuple[str, str, int]
+DISK_READERS = 4  # threads that read the disk cache at a time
 
 
 @dataclass(slots=True)
@@ -49,9 +52,12 @@ class Digest:
 class Version:
     """One version of an object, while somebody reads it."""
 
-    def __init__(self, meta: Metadata) -> None:
+    def __init__(self, meta: Metadata, names: Names | None) -> None:
         self.meta = meta
+        self.names = names  # in the disk cache, if there is one
         self.layout: Layout | None = None
+        # Where the content is cut, from the disk cache: enough to read what is there, and not for the server.
+        self.cut: Layout | None = None
         self.lock = Lock()
         self.users = 0
         self.digest: Digest | None = None
@@ -81,18 +87,29 @@ class Sequence:
 
 
 class Reader:
-    def __init__(self, store: Store, cache_size: int, nursery: trio.Nursery) -> None:
+    def __init__(
+        self,
+        store: Store,
+        cache_size: int,
+        nursery: trio.Nursery,
+        disk: DiskCache | None,
+        created: Callable[[str], str | None],
+    ) -> None:
+        """`created` tells when a bucket was, in the server's words; what is kept on disk is known by it."""
         self._store = store
         self._nursery = nursery
-        # A tenth more than its values for the keys and the bookkeeping, so the limit is on the real use.
-        self._cache: LRUCache[Key, bytes] = LRUCache(cache_size, getsizeof=lambda value: len(value) + 200)
+        self._disk = disk
+        self._created = created
+        self._disk_readers = trio.CapacityLimiter(DISK_READERS)
+        self._cache = ChunkCache(cache_size)
         self._layouts: LRUCache[tuple[str, str], Layout] = LRUCache(LAYOUTS)
+        self._cuts: LRUCache[tuple[str, str], Layout] = LRUCache(LAYOUTS)
         # Versions that turned out not to be what their digest says: a second reading finds most of the chunks in the
         # cache, and would not look at the digest again.
         self._corrupt: LRUCache[tuple[str, str], bool] = LRUCache(LAYOUTS)
         self._flights: dict[Key, Flight] = {}
         self._versions: dict[tuple[str, str], Version] = {}
-        self._window = max(FIRST_WINDOW, min(LAST_WINDOW, cache_size // 4))
+        self._window = max(FIRST_WINDOW, min(LAST_WINDOW, cache_size // 8))
 
     # --- versions ---------------------------------------------------------------------------------------------
 
@@ -100,7 +117,8 @@ class Reader:
         key = (meta.bucket, meta.nuid)
         version = self._versions.get(key)
         if version is None:
-            version = self._versions[key] = Version(meta)
+            created = self._created(meta.bucket) if self._disk is not None else None
+            version = self._versions[key] = Version(meta, None if created is None else Names(meta, created))
         version.users += 1
         return version
 
@@ -114,19 +132,40 @@ class Reader:
         return (bucket, nuid) in self._versions
 
     async def layout(self, version: Version) -> Layout:
+        """The layout as the server proves it."""
         async with version.lock:
-            if version.layout is None:
+            return await self._proven(version)
+
+    async def _proven(self, version: Version) -> Layout:
+        """`layout` for who holds the version's lock."""
+        if version.layout is None:
+            key = (version.meta.bucket, version.meta.nuid)
+            layout = self._layouts.get(key)
+            if layout is None:
+                layout, chunks = await self._store.layout(version.meta)
+                for index, data in enumerate(chunks):
+                    await self._check(version, layout, index, data)
+                for index, data in enumerate(chunks):
+                    self._put(version, index, data)
+                self._layouts[key] = layout
+                if self._disk is not None and version.names is not None:
+                    packed = pack_layout(layout)
+                    if len(packed) <= LARGEST_LAYOUT:
+                        self._disk.put(version.names.layout, packed)
+            version.layout = layout
+        return version.layout
+
+    async def _cut(self, version: Version) -> Layout:
+        """Where the content is cut: from the disk cache if it knows, without asking the server."""
+        async with version.lock:
+            if version.layout is None and version.cut is None:
                 key = (version.meta.bucket, version.meta.nuid)
-                layout = self._layouts.get(key)
-                if layout is None:
-                    layout, chunks = await self._store.layout(version.meta)
-                    for index, data in enumerate(chunks):
-                        await self._check(version, layout, index, data)
-                    for index, data in enumerate(chunks):
-                        self._put((*key, index), data)
-                    self._layouts[key] = layout
-                version.layout = layout
-            return version.layout
+                version.cut = self._cuts.get(key)
+                if version.cut is None and key not in self._layouts:
+                    version.cut = await self._kept_cut(version)
+                    if version.cut is not None:
+                        self._cuts[key] = version.cut
+            return version.layout or version.cut or await self._proven(version)
 
     async def opened(self, version: Version, *, prove: bool = False) -> None:
         """A reader has opened the version: a small one is fetched before open(2) returns, of another one it is proven
@@ -143,7 +182,15 @@ class Reader:
         ):
             return
         try:
-            await self.layout(version)
+            if prove:
+                await self.layout(version)
+                return
+            cut = await self._cut(version)
+            for run in self._missing(version, 0, cut.count):
+                await self._fetch(version, cut, *run)
+            for index in range(cut.count):
+                if (flight := self._flights.get((*key, index))) is not None:
+                    await flight.done.wait()
         except ChunksGone:
             raise
         except StoreError as error:
@@ -158,12 +205,12 @@ class Reader:
             return b""
         if (version.meta.bucket, version.meta.nuid) in self._corrupt:
             raise Corrupt(f"the content of {version.meta.name!r} does not match its digest")
-        layout = version.layout or await self.layout(version)
+        layout = version.layout or version.cut or await self._cut(version)
         first, last = layout.index(start), layout.index(end - 1)
         if sequence is not None:
             self._read_ahead(version, layout, sequence, start, end)
-        parts = await self._chunks(version, layout, first, last + 1)
         skip = start - layout.start(first)
+        parts = await self._chunks(version, layout, first, last + 1, skip, end - layout.start(last))
         if len(parts) == 1:
             data = parts[0]
             return data if not skip and len(data) == end - start else data[skip : skip + end - start]
@@ -224,12 +271,15 @@ class Reader:
                 runs.append((index, index + 1))
         return runs
 
-    async def _chunks(self, version: Version, layout: Layout, first: int, stop: int) -> list[bytes]:
+    async def _chunks(
+        self, version: Version, layout: Layout, first: int, stop: int, skip: int = 0, end: int = END
+    ) -> list[bytes]:
+        """Chunks. Of the first one the first `skip` bytes are not read, and of the last one those from `end` on."""
         bucket, nuid = version.meta.bucket, version.meta.nuid
         parts: list[bytes] = []
         while (index := first + len(parts)) < stop:
             key = (bucket, nuid, index)
-            data = self._cache.get(key)
+            data = self._cache.get(key, 0 if parts else skip, end if index == stop - 1 else END)
             if data is not None:
                 parts.append(data)
             elif (flight := self._flights.get(key)) is not None:
@@ -237,6 +287,7 @@ class Reader:
                 if flight.error is not None:
                     raise flight.error
                 if flight.data is not None:
+                    self._cache.get(key, 0 if parts else skip, end if index == stop - 1 else END)
                     parts.append(flight.data)
             else:
                 run = index
@@ -247,7 +298,12 @@ class Reader:
                 ):
                     run += 1
                 # All of them at once: what the cache keeps of them is its own affair.
-                parts += await self._fetch(version, layout, index, run)
+                for data in await self._fetch(version, layout, index, run):
+                    index = first + len(parts)
+                    self._cache.get(
+                        (bucket, nuid, index), 0 if parts else skip, end if index == stop - 1 else END
+                    )
+                    parts.append(data)
         return parts
 
     async def _fetch(self, version: Version, layout: Layout, first: int, stop: int) -> list[bytes]:
@@ -259,19 +315,23 @@ class Reader:
             flights.append(flight)
         try:
             data: list[bytes] = []
-            at = first
-            while at < stop:
+            kept = await self._kept(version, layout, first, stop)
+            while (at := first + len(data)) < stop:
+                if (chunk := kept.get(at)) is not None:
+                    data.append(chunk)
+                    continue
                 # No single request over the store's own batch limit.
                 upto = at + 1
-                while upto < stop and layout.start(upto + 1) - layout.start(at) <= 4 * RUN:
+                while (
+                    upto < stop and upto not in kept and layout.start(upto + 1) - layout.start(at) <= 4 * RUN
+                ):
                     upto += 1
-                data += await self._store.chunks(meta.bucket, meta.nuid, layout, at, upto - at)
-                at = upto
+                data += await self._from_server(version, layout, at, upto)
             for index, chunk in zip(range(first, stop), data, strict=True):
                 await self._check(version, layout, index, chunk)
             for index, chunk, flight in zip(range(first, stop), data, flights, strict=True):
                 flight.data = chunk
-                self._put((meta.bucket, meta.nuid, index), chunk)
+                self._put(version, index, chunk, on_disk=index in kept)
             return data
         except StoreError as error:
             for flight in flights:
@@ -283,9 +343,53 @@ class Reader:
                     del self._flights[meta.bucket, meta.nuid, index]
                 flight.done.set()  # cancelled: without data or error, whoever waits fetches for itself
 
-    def _put(self, key: Key, data: bytes) -> None:
-        if len(data) + 200 <= self._cache.maxsize // 4:
-            self._cache[key] = data
+    async def _from_server(self, version: Version, cut: Layout, first: int, stop: int) -> list[bytes]:
+        layout = version.layout or await self.layout(version)
+        if not (layout is cut or layout.cuts_like(cut)):
+            await self._forget(version)
+            raise Corrupt(f"the content of {version.meta.name!r} is cut otherwise than it was")
+        return await self._store.chunks(version.meta.bucket, version.meta.nuid, layout, first, stop - first)
+
+    def _put(self, version: Version, index: int, data: bytes, *, on_disk: bool = False) -> None:
+        self._cache.put((version.meta.bucket, version.meta.nuid, index), data)
+        if self._disk is not None and version.names is not None and not on_disk:
+            self._disk.put(version.names.chunk(index), data)
+
+    # --- the disk ---------------------------------------------------------------------------------------------
+
+    async def _kept(self, version: Version, layout: Layout, first: int, stop: int) -> dict[int, bytes]:
+        """Those of some chunks that the disk cache has."""
+        if self._disk is None or version.names is None:
+            return {}
+        names = {index: version.names.chunk(index) for index in range(first, stop)}
+        names = {index: name for index, name in names.items() if self._disk.has(name)}
+        if not names:
+            return {}
+        found = zip(names, await self._from_disk([*names.values()]), strict=True)
+        return {
+            index: data for index, data in found if data is not None and len(data) == layout.length(index)
+        }
+
+    async def _kept_cut(self, version: Version) -> Layout | None:
+        if self._disk is None or version.names is None or not self._disk.has(version.names.layout):
+            return None
+        data = (await self._from_disk([version.names.layout]))[0]
+        return unpack_layout(data, version.meta) if data is not None else None
+
+    async def _from_disk(self, names: list[bytes]) -> list[bytes | None]:
+        assert self._disk is not None
+        return await trio.to_thread.run_sync(
+            self._disk.read, names, abandon_on_cancel=True, limiter=self._disk_readers
+        )
+
+    async def _forget(self, version: Version) -> None:
+        """What the disk cache has of the version is wrong."""
+        self._cuts.pop((version.meta.bucket, version.meta.nuid), None)
+        if self._disk is None or version.names is None:
+            return
+        names = version.names
+        chunks = (names.chunk(index) for index in range(max(version.meta.chunks, 1)))
+        await trio.to_thread.run_sync(self._disk.forget, (names.layout, *chunks))
 
     async def _check(self, version: Version, layout: Layout, index: int, data: bytes) -> None:
         """Feed the digest in order; raises `Corrupt` when the whole content turns out to be something else."""
@@ -311,6 +415,7 @@ class Reader:
             version.digest = None
             if digest.sha.digest() != digest.expected:
                 self._corrupt[version.meta.bucket, version.meta.nuid] = True
+                await self._forget(version)
                 log.error(
                     "the content of %s (nuid %s) does not match its digest",
                     version.meta.name,
