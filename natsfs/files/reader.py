@@ -28,8 +28,8 @@ log = logging.getLogger(__name__)
 RUN = 1024 * 1024  # bytes that one request asks for while reading ahead
 FIRST_WINDOW = 512 * 1024
 LAST_WINDOW = 8 * 1024 * 1024
-# Chunks that arrived ahead of their turn are kept for the digest up to this many bytes; beyond, nobody reads the
-# version in order.
+# Chunks that arrived ahead of their turn are kept for the digests up to this many bytes, of all versions together. What
+# does not fit comes to its turn when it is read.
 DIGEST_AHEAD = 16 * 1024 * 1024
 LAYOUTS = 16384  # versions whose layout is remembered after they are closed; some 300 bytes each
 SMALL = 1024 * 1024  # a file up to this size is read whole as soon as it is opened
@@ -108,6 +108,7 @@ class Reader:
         # cache, and would not look at the digest again.
         self._corrupt: LRUCache[tuple[str, str], bool] = LRUCache(LAYOUTS)
         self._flights: dict[Key, Flight] = {}
+        self._ahead = 0  # bytes that wait for the turn of a digest
         self._versions: dict[tuple[str, str], Version] = {}
         self._window = max(FIRST_WINDOW, min(LAST_WINDOW, cache_size // 8))
 
@@ -127,6 +128,8 @@ class Reader:
         key = (version.meta.bucket, version.meta.nuid)
         if version.users == 0 and self._versions.get(key) is version:
             del self._versions[key]
+            if version.digest is not None:
+                self._drop_ahead(version.digest)
 
     def in_use(self, bucket: str, nuid: str) -> bool:
         return (bucket, nuid) in self._versions
@@ -281,6 +284,8 @@ class Reader:
             key = (bucket, nuid, index)
             data = self._cache.get(key, 0 if parts else skip, end if index == stop - 1 else END)
             if data is not None:
+                if version.digest is not None:
+                    await self._check(version, layout, index, data)
                 parts.append(data)
             elif (flight := self._flights.get(key)) is not None:
                 await flight.done.wait()
@@ -391,16 +396,23 @@ class Reader:
         chunks = (names.chunk(index) for index in range(max(version.meta.chunks, 1)))
         await trio.to_thread.run_sync(self._disk.forget, (names.layout, *chunks))
 
+    def _drop_ahead(self, digest: Digest) -> None:
+        self._ahead -= digest.waiting_bytes
+        digest.waiting.clear()
+        digest.waiting_bytes = 0
+
     async def _check(self, version: Version, layout: Layout, index: int, data: bytes) -> None:
         """Feed the digest in order; raises `Corrupt` when the whole content turns out to be something else."""
         digest = version.digest
         if digest is None or index < digest.next or index in digest.waiting:
             return
         if index != digest.next:
-            digest.waiting[index] = data
-            digest.waiting_bytes += len(data)
-            if digest.waiting_bytes > DIGEST_AHEAD:
-                version.digest = None
+            if self._ahead + len(data) > DIGEST_AHEAD:
+                self._drop_ahead(digest)
+            elif version.users:
+                digest.waiting[index] = data
+                digest.waiting_bytes += len(data)
+                self._ahead += len(data)
             return
         async with digest.lock:
             chunk: bytes | None = data if index == digest.next else None
@@ -410,9 +422,12 @@ class Reader:
                 digest.sha.update(chunk)
                 digest.next += 1
                 chunk = digest.waiting.pop(digest.next, None)
-                digest.waiting_bytes -= len(chunk) if chunk is not None else 0
+                if chunk is not None:
+                    digest.waiting_bytes -= len(chunk)
+                    self._ahead -= len(chunk)
         if digest.next == layout.count and version.digest is digest:
             version.digest = None
+            self._drop_ahead(digest)
             if digest.sha.digest() != digest.expected:
                 self._corrupt[version.meta.bucket, version.meta.nuid] = True
                 await self._forget(version)
