@@ -206,8 +206,8 @@ class DiskCache:
     def _run(self) -> None:
         try:
             self._read_in()
-        except OSError as error:
-            self._complain(error)
+        except Exception:
+            log.exception("the disk cache could not be read in")
         with self._lock:
             self._complete = True
         deadline: float | None = None
@@ -263,10 +263,9 @@ class DiskCache:
         try:
             fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
             try:
-                for part in (data, _end_of(name, data)):
-                    view = memoryview(part)
-                    while view:
-                        view = view[os.write(fd, view) :]
+                end = _end_of(name, data)
+                if os.writev(fd, (data, end)) != len(data) + len(end):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # the rest would be told so
             finally:
                 os.close(fd)
             try:
@@ -304,18 +303,19 @@ class DiskCache:
 
     def _files(self) -> Iterator[tuple[float, bytes, int]]:
         """Time of the last use, name and size of every entry. What is no entry's is left alone."""
-        with os.scandir(self._folder) as folders:
-            inside = [folder.path for folder in folders if folder.is_dir(follow_symlinks=False)]
-        for folder in inside:
-            with os.scandir(folder) as files:
-                for file in files:
-                    try:
-                        name = bytes.fromhex(os.path.basename(folder) + file.name)
-                        status = file.stat(follow_symlinks=False)
-                    except (ValueError, FileNotFoundError):
-                        continue
-                    if len(name) == NAME and file.is_file(follow_symlinks=False):
-                        yield status.st_mtime, name, status.st_size
+        for number in range(256):
+            try:
+                with os.scandir(self._folder / f"{number:02x}") as files:
+                    for file in files:
+                        with contextlib.suppress(ValueError, FileNotFoundError):
+                            name = bytes([number]) + bytes.fromhex(file.name)
+                            status = file.stat(follow_symlinks=False)
+                            if len(name) == NAME and stat.S_ISREG(status.st_mode):
+                                yield status.st_mtime, name, status.st_size
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                self._complain(error)
 
     def _path(self, name: bytes) -> str:
         digits = name.hex()

@@ -83,6 +83,28 @@ def test_many_files_that_are_read_from_the_middle_on(many: str, mount: Mounter) 
     assert mounted.memory() - before < (CACHE + ON_ITS_WAY) * SLACK
 
 
+@pytest.mark.semantics("scans")
+def test_what_was_read_twice_is_still_there_after_a_scan(fresh_server: Server, mount: Mounter) -> None:
+    """The kernel forgets its pages each time, so that the daemon is asked for all of them."""
+    client = fresh_server.client
+    client.create_bucket("b")
+    for name, size in (("work", 8), ("scan", 48)):
+        client.put("b", name, noise(size * MEGABYTE))
+    root = mount("/b", f"cache_size={CACHE}", server=fresh_server).path
+
+    def read(name: str) -> None:
+        with opened(root / name, os.O_RDONLY) as fd:
+            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+            while os.read(fd, MEGABYTE):
+                pass
+
+    for name in ("work", "work", "work", "scan"):
+        read(name)
+    before = fresh_server.chunk_requests()
+    read("work")
+    assert fresh_server.chunk_requests() == before
+
+
 @pytest.mark.semantics("digest-checked")
 def test_the_digest_is_checked_of_what_was_read_in_another_order_before(
     bucket: str, mount: Mounter, client: Client
