@@ -48,6 +48,8 @@ class Options:
     dir_mode: int = 0o755
     chunk_size: int = 128 * 1024
     cache_size: int = 64 * 1024 * 1024
+    disk_cache: str | None = None
+    disk_cache_size: int = 4 * 1024 * 1024 * 1024
     read_ahead: int = 1024 * 1024
     spool_dir: str = field(default_factory=default_spool_dir)
     spool_size: int = 0
@@ -349,6 +351,23 @@ ROWS: tuple[Row, ...] = (
         parse=size_between(1 << 20, 1 << 40),
         default="64M",
         help="Memory for chunks that were read.",
+    ),
+    Row(
+        name="disk_cache",
+        field="disk_cache",
+        group="Performance",
+        metavar="DIR",
+        parse=parse_path,
+        help="Keep chunks that were read in this directory, too, for later mounts and times without the server.",
+    ),
+    Row(
+        name="disk_cache_size",
+        field="disk_cache_size",
+        group="Performance",
+        metavar="SIZE",
+        parse=size_between(1 << 20, 1 << 44),
+        default="4G",
+        help="Most that one mount keeps in disk_cache.",
     ),
     Row(
         name="read_ahead",

@@ -97,14 +97,19 @@ def _check_files(config: Config) -> None:
 def _check_places(config: Config) -> None:
     """Where the daemon writes. Inside the mount it would wait for itself."""
     options = config.options
-    for option, path in (("spool_dir", options.spool_dir), ("log_file", options.log_file)):
+    for option, path in (
+        ("spool_dir", options.spool_dir),
+        ("disk_cache", options.disk_cache),
+        ("log_file", options.log_file),
+    ):
         if path and os.path.commonpath([os.path.realpath(path), config.mountpoint]) == config.mountpoint:
             raise MountError(f"{option} {path} lies inside the mount point; choose another place")
-    spool = _existing(options.spool_dir)
-    if not os.path.isdir(spool) or not os.access(spool, os.W_OK | os.X_OK):
-        raise MountError(
-            f"spool_dir {options.spool_dir} is not a writable directory; give another: -o spool_dir=DIR"
-        )
+    for option, path in (("spool_dir", options.spool_dir), ("disk_cache", options.disk_cache)):
+        if not path:
+            continue
+        existing = _existing(path)
+        if not os.path.isdir(existing) or not os.access(existing, os.W_OK | os.X_OK):
+            raise MountError(f"{option} {path} is not a writable directory; give another: -o {option}=DIR")
     if options.log_file:
         try:
             os.close(os.open(options.log_file, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640))

@@ -35,6 +35,7 @@ from natsfs.errors import (
     StoreError,
     Unreachable,
 )
+from natsfs.files.diskcache import DiskCache
 from natsfs.files.reader import Reader
 from natsfs.files.spool import Spool
 from natsfs.locks import SharedLock
@@ -203,7 +204,12 @@ class Volume:
             options.dir_mode,
         )
         self.spool = Spool(options.spool_dir, options.spool_size)
-        self.reader = Reader(self.store, options.cache_size, nursery)
+        self.disk = (
+            DiskCache(options.disk_cache, options.disk_cache_size, config.display_source)
+            if options.disk_cache
+            else None
+        )
+        self.reader = Reader(self.store, options.cache_size, nursery, self.disk, self._created)
         key = hashlib.sha256("\0".join(sorted(config.servers)).encode()).hexdigest()[:16]
         spool_dir = Path(options.spool_dir)
         self.purges = Purges(
@@ -229,6 +235,8 @@ class Volume:
 
     async def start(self, connections: trio.Nursery) -> None:
         """Connect, in a nursery that outlives all else here, and load what the root shows. Raises `MountError`."""
+        if self.disk is not None:
+            await trio.to_thread.run_sync(self.disk.open)
         await self.store.open(self._send.send_nowait, connections)
         self._nursery.start_soon(self._feed)
         config = self.config
@@ -277,6 +285,8 @@ class Volume:
         self.purges.close()
         await self.store.close()
         self.spool.close()
+        if self.disk is not None:
+            await trio.to_thread.run_sync(self.disk.close)
 
     # --- the feed ---------------------------------------------------------------------------------------------
 
@@ -630,6 +640,13 @@ class Volume:
     def created_ns(self, mounted: Mounted) -> int:
         created = parse_time(mounted.info.created) if mounted.info is not None else None
         return self._started_ns if created is None else created
+
+    def _created(self, bucket: str) -> str | None:
+        """When the server made the bucket, as far as that is known: it tells buckets of one name apart."""
+        mounted = self.buckets.get(bucket)
+        return (
+            mounted.catalog.identity.created if mounted is not None and mounted.catalog is not None else None
+        )
 
     def mounted_of(self, catalog: Bucket) -> Mounted:
         mounted = self.buckets.get(catalog.name)

@@ -243,13 +243,20 @@ class Server:
         shutil.rmtree(self.data, ignore_errors=True)
         del self.data
 
-    def received(self) -> int:
-        """Messages that natsfs has sent to the server, over all of its connections."""
+    def _connections(self, name: str) -> list[dict[str, Any]]:
         with urllib.request.urlopen(f"{self.monitoring}/connz", timeout=10) as answer:
             connections = json.load(answer)["connections"]
-        natsfs = [c for c in connections if str(c.get("name", "")).startswith("natsfs")]
-        assert natsfs, "natsfs has no connection"
-        return sum(int(c["in_msgs"]) for c in natsfs)
+        found = [c for c in connections if str(c.get("name", "")).startswith(name)]
+        assert found, f"there is no connection {name!r}"
+        return found
+
+    def received(self) -> int:
+        """Messages that natsfs has sent to the server, over all of its connections."""
+        return sum(int(c["in_msgs"]) for c in self._connections("natsfs"))
+
+    def chunk_requests(self) -> int:
+        """Messages that natsfs has sent on its connections for content."""
+        return sum(int(c["in_msgs"]) for c in self._connections("natsfs chunks"))
 
 
 # --- a client that is not natsfs --------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Reading immutable versions: layout, chunk cache, single flight, read-ahead, digest.
+"""Reading immutable versions: layout, caches of chunks, single flight, read-ahead, digest.
 
 Everything about a version is keyed by its bucket and nuid and never goes stale. State belongs to the trio thread;
 between two awaits nothing else touches it.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import logging
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 
@@ -17,6 +18,8 @@ from cachetools import LRUCache
 
 from natsfs.catalog.metadata import Metadata
 from natsfs.errors import ChunksGone, Corrupt, StoreError
+from natsfs.files.chunkcache import END, ChunkCache, Key
+from natsfs.files.diskcache import LARGEST_LAYOUT, DiskCache, Names, pack_layout, unpack_layout
 from natsfs.locks import Lock
 from natsfs.store.layout import Layout
 from natsfs.store.store import Store
@@ -26,13 +29,13 @@ log = logging.getLogger(__name__)
 RUN = 1024 * 1024  # bytes that one request asks for while reading ahead
 FIRST_WINDOW = 512 * 1024
 LAST_WINDOW = 8 * 1024 * 1024
-# Chunks that arrived ahead of their turn are kept for the digest up to this many bytes; beyond, nobody reads the
-# version in order.
+# Chunks that arrived ahead of their turn are kept for the digests up to this many bytes, of all versions together. What
+# does not fit comes to its turn when it is read.
 DIGEST_AHEAD = 16 * 1024 * 1024
 LAYOUTS = 16384  # versions whose layout is remembered after they are closed; some 300 bytes each
 SMALL = 1024 * 1024  # a file up to this size is read whole as soon as it is opened
 
-Key = tuple[str, str, int]
+DISK_READERS = 4  # threads that read the disk cache at a time
 
 
 @dataclass(slots=True)
@@ -50,9 +53,12 @@ class Digest:
 class Version:
     """One version of an object, while somebody reads it."""
 
-    def __init__(self, meta: Metadata) -> None:
+    def __init__(self, meta: Metadata, names: Names | None) -> None:
         self.meta = meta
+        self.names = names  # in the disk cache, if there is one
         self.layout: Layout | None = None
+        # Where the content is cut, from the disk cache: enough to read what is there, and not for the server.
+        self.cut: Layout | None = None
         self.lock = Lock()
         self.users = 0
         self.digest: Digest | None = None
@@ -82,18 +88,30 @@ class Sequence:
 
 
 class Reader:
-    def __init__(self, store: Store, cache_size: int, nursery: trio.Nursery) -> None:
+    def __init__(
+        self,
+        store: Store,
+        cache_size: int,
+        nursery: trio.Nursery,
+        disk: DiskCache | None,
+        created: Callable[[str], str | None],
+    ) -> None:
+        """`created` tells when a bucket was, in the server's words; what is kept on disk is known by it."""
         self._store = store
         self._nursery = nursery
-        # A tenth more than its values for the keys and the bookkeeping, so the limit is on the real use.
-        self._cache: LRUCache[Key, bytes] = LRUCache(cache_size, getsizeof=lambda value: len(value) + 200)
+        self._disk = disk
+        self._created = created
+        self._disk_readers = trio.CapacityLimiter(DISK_READERS)
+        self._cache = ChunkCache(cache_size)
         self._layouts: LRUCache[tuple[str, str], Layout] = LRUCache(LAYOUTS)
+        self._cuts: LRUCache[tuple[str, str], Layout] = LRUCache(LAYOUTS)
         # Versions that turned out not to be what their digest says: a second reading finds most of the chunks in the
         # cache, and would not look at the digest again.
         self._corrupt: LRUCache[tuple[str, str], bool] = LRUCache(LAYOUTS)
         self._flights: dict[Key, Flight] = {}
+        self._ahead = 0  # bytes that wait for the turn of a digest
         self._versions: dict[tuple[str, str], Version] = {}
-        self._window = max(FIRST_WINDOW, min(LAST_WINDOW, cache_size // 4))
+        self._window = max(FIRST_WINDOW, min(LAST_WINDOW, cache_size // 8))
 
     # --- versions ---------------------------------------------------------------------------------------------
 
@@ -101,7 +119,8 @@ class Reader:
         key = (meta.bucket, meta.nuid)
         version = self._versions.get(key)
         if version is None:
-            version = self._versions[key] = Version(meta)
+            created = self._created(meta.bucket) if self._disk is not None else None
+            version = self._versions[key] = Version(meta, None if created is None else Names(meta, created))
         version.users += 1
         return version
 
@@ -110,29 +129,55 @@ class Reader:
         key = (version.meta.bucket, version.meta.nuid)
         if version.users == 0 and self._versions.get(key) is version:
             del self._versions[key]
+            if version.digest is not None:
+                self._drop_ahead(version.digest)
 
     def in_use(self, bucket: str, nuid: str) -> bool:
         return (bucket, nuid) in self._versions
 
     async def layout(self, version: Version) -> Layout:
+        """The layout as the server proves it."""
         async with version.lock:
-            if version.layout is None:
+            return await self._proven(version)
+
+    async def _proven(self, version: Version) -> Layout:
+        """`layout` for who holds the version's lock."""
+        if version.layout is None:
+            key = (version.meta.bucket, version.meta.nuid)
+            layout = self._layouts.get(key)
+            if layout is None:
+                layout, chunks = await self._store.layout(version.meta)
+                for index, data in enumerate(chunks):
+                    await self._check(version, layout, index, data)
+                self._know(version, layout, chunks)
+            version.layout = layout
+        return version.layout
+
+    async def _cut(self, version: Version) -> Layout:
+        """Where the content is cut: from the disk cache if it knows, without asking the server."""
+        async with version.lock:
+            if version.layout is None and version.cut is None:
                 key = (version.meta.bucket, version.meta.nuid)
-                layout = self._layouts.get(key)
-                if layout is None:
-                    layout, chunks = await self._store.layout(version.meta)
-                    for index, data in enumerate(chunks):
-                        await self._check(version, layout, index, data)
-                    self._know(version, layout, chunks)
-                version.layout = layout
-            return version.layout
+                version.cut = self._cuts.get(key)
+                if version.cut is None and key not in self._layouts:
+                    version.cut = await self._kept_cut(version)
+                    if version.cut is not None:
+                        self._cuts[key] = version.cut
+            return version.layout or version.cut or await self._proven(version)
 
     def _know(self, version: Version, layout: Layout, chunks: list[bytes]) -> None:
         """The layout is proven; `chunks` are the first ones, or none."""
-        key = (version.meta.bucket, version.meta.nuid)
         for index, data in enumerate(chunks):
-            self._put((*key, index), data)
-        self._layouts[key] = version.layout = layout
+            self._put(version, index, data)
+        self._layouts[version.meta.bucket, version.meta.nuid] = version.layout = layout
+        if self._disk is not None and version.names is not None:
+            packed = pack_layout(layout)
+            if len(packed) <= LARGEST_LAYOUT:
+                self._disk.put(version.names.layout, packed)
+
+    def _is_on_disk(self, version: Version) -> bool:
+        """Whether the disk cache has the version's layout, and so most likely its content, too."""
+        return self._disk is not None and version.names is not None and self._disk.has(version.names.layout)
 
     async def opened(self, version: Version, *, prove: bool = False) -> None:
         """A reader has opened the version: a small one is fetched before open(2) returns, of another one it is proven
@@ -149,7 +194,15 @@ class Reader:
         ):
             return
         try:
-            await self.layout(version)
+            if prove:
+                await self.layout(version)
+                return
+            cut = await self._cut(version)
+            for run in self._missing(version, 0, cut.count):
+                await self._fetch(version, cut, *run)
+            for index in range(cut.count):
+                if (flight := self._flights.get((*key, index))) is not None:
+                    await flight.done.wait()
         except ChunksGone:
             raise
         except StoreError as error:
@@ -176,7 +229,8 @@ class Reader:
             async with AsyncExitStack() as stack:
                 mine: dict[str, Version] = {}
                 for version in versions:
-                    if not version.lock.locked() and version.layout is None:
+                    known = version.layout is not None or self._is_on_disk(version)
+                    if not known and not version.lock.locked():
                         await stack.enter_async_context(version.lock)
                         mine[version.meta.nuid] = version
                 found = await self._store.single([v.meta for v in mine.values()]) if mine else {}
@@ -198,12 +252,12 @@ class Reader:
             return b""
         if (version.meta.bucket, version.meta.nuid) in self._corrupt:
             raise Corrupt(f"the content of {version.meta.name!r} does not match its digest")
-        layout = version.layout or await self.layout(version)
+        layout = version.layout or version.cut or await self._cut(version)
         first, last = layout.index(start), layout.index(end - 1)
         if sequence is not None:
             self._read_ahead(version, layout, sequence, start, end)
-        parts = await self._chunks(version, layout, first, last + 1)
         skip = start - layout.start(first)
+        parts = await self._chunks(version, layout, first, last + 1, skip, end - layout.start(last))
         if len(parts) == 1:
             data = parts[0]
             return data if not skip and len(data) == end - start else data[skip : skip + end - start]
@@ -264,19 +318,25 @@ class Reader:
                 runs.append((index, index + 1))
         return runs
 
-    async def _chunks(self, version: Version, layout: Layout, first: int, stop: int) -> list[bytes]:
+    async def _chunks(
+        self, version: Version, layout: Layout, first: int, stop: int, skip: int = 0, end: int = END
+    ) -> list[bytes]:
+        """Chunks. Of the first one the first `skip` bytes are not read, and of the last one those from `end` on."""
         bucket, nuid = version.meta.bucket, version.meta.nuid
         parts: list[bytes] = []
         while (index := first + len(parts)) < stop:
             key = (bucket, nuid, index)
-            data = self._cache.get(key)
+            data = self._cache.get(key, 0 if parts else skip, end if index == stop - 1 else END)
             if data is not None:
+                if version.digest is not None:
+                    await self._check(version, layout, index, data)
                 parts.append(data)
             elif (flight := self._flights.get(key)) is not None:
                 await flight.done.wait()
                 if flight.error is not None:
                     raise flight.error
                 if flight.data is not None:
+                    self._cache.get(key, 0 if parts else skip, end if index == stop - 1 else END)
                     parts.append(flight.data)
             else:
                 run = index
@@ -287,7 +347,12 @@ class Reader:
                 ):
                     run += 1
                 # All of them at once: what the cache keeps of them is its own affair.
-                parts += await self._fetch(version, layout, index, run)
+                for data in await self._fetch(version, layout, index, run):
+                    index = first + len(parts)
+                    self._cache.get(
+                        (bucket, nuid, index), 0 if parts else skip, end if index == stop - 1 else END
+                    )
+                    parts.append(data)
         return parts
 
     async def _fetch(self, version: Version, layout: Layout, first: int, stop: int) -> list[bytes]:
@@ -299,19 +364,23 @@ class Reader:
             flights.append(flight)
         try:
             data: list[bytes] = []
-            at = first
-            while at < stop:
+            kept = await self._kept(version, layout, first, stop)
+            while (at := first + len(data)) < stop:
+                if (chunk := kept.get(at)) is not None:
+                    data.append(chunk)
+                    continue
                 # No single request over the store's own batch limit.
                 upto = at + 1
-                while upto < stop and layout.start(upto + 1) - layout.start(at) <= 4 * RUN:
+                while (
+                    upto < stop and upto not in kept and layout.start(upto + 1) - layout.start(at) <= 4 * RUN
+                ):
                     upto += 1
-                data += await self._store.chunks(meta.bucket, meta.nuid, layout, at, upto - at)
-                at = upto
+                data += await self._from_server(version, layout, at, upto)
             for index, chunk in zip(range(first, stop), data, strict=True):
                 await self._check(version, layout, index, chunk)
             for index, chunk, flight in zip(range(first, stop), data, flights, strict=True):
                 flight.data = chunk
-                self._put((meta.bucket, meta.nuid, index), chunk)
+                self._put(version, index, chunk, on_disk=index in kept)
             return data
         except StoreError as error:
             for flight in flights:
@@ -323,9 +392,58 @@ class Reader:
                     del self._flights[meta.bucket, meta.nuid, index]
                 flight.done.set()  # cancelled: without data or error, whoever waits fetches for itself
 
-    def _put(self, key: Key, data: bytes) -> None:
-        if len(data) + 200 <= self._cache.maxsize // 4:
-            self._cache[key] = data
+    async def _from_server(self, version: Version, cut: Layout, first: int, stop: int) -> list[bytes]:
+        layout = version.layout or await self.layout(version)
+        if not (layout is cut or layout.cuts_like(cut)):
+            await self._forget(version)
+            raise Corrupt(f"the content of {version.meta.name!r} is cut otherwise than it was")
+        return await self._store.chunks(version.meta.bucket, version.meta.nuid, layout, first, stop - first)
+
+    def _put(self, version: Version, index: int, data: bytes, *, on_disk: bool = False) -> None:
+        self._cache.put((version.meta.bucket, version.meta.nuid, index), data)
+        if self._disk is not None and version.names is not None and not on_disk:
+            self._disk.put(version.names.chunk(index), data)
+
+    # --- the disk ---------------------------------------------------------------------------------------------
+
+    async def _kept(self, version: Version, layout: Layout, first: int, stop: int) -> dict[int, bytes]:
+        """Those of some chunks that the disk cache has."""
+        if self._disk is None or version.names is None:
+            return {}
+        names = {index: version.names.chunk(index) for index in range(first, stop)}
+        names = {index: name for index, name in names.items() if self._disk.has(name)}
+        if not names:
+            return {}
+        found = zip(names, await self._from_disk([*names.values()]), strict=True)
+        return {
+            index: data for index, data in found if data is not None and len(data) == layout.length(index)
+        }
+
+    async def _kept_cut(self, version: Version) -> Layout | None:
+        if self._disk is None or version.names is None or not self._disk.has(version.names.layout):
+            return None
+        data = (await self._from_disk([version.names.layout]))[0]
+        return unpack_layout(data, version.meta) if data is not None else None
+
+    async def _from_disk(self, names: list[bytes]) -> list[bytes | None]:
+        assert self._disk is not None
+        return await trio.to_thread.run_sync(
+            self._disk.read, names, abandon_on_cancel=True, limiter=self._disk_readers
+        )
+
+    async def _forget(self, version: Version) -> None:
+        """What the disk cache has of the version is wrong."""
+        self._cuts.pop((version.meta.bucket, version.meta.nuid), None)
+        if self._disk is None or version.names is None:
+            return
+        names = version.names
+        chunks = (names.chunk(index) for index in range(max(version.meta.chunks, 1)))
+        await trio.to_thread.run_sync(self._disk.forget, (names.layout, *chunks))
+
+    def _drop_ahead(self, digest: Digest) -> None:
+        self._ahead -= digest.waiting_bytes
+        digest.waiting.clear()
+        digest.waiting_bytes = 0
 
     async def _check(self, version: Version, layout: Layout, index: int, data: bytes) -> None:
         """Feed the digest in order; raises `Corrupt` when the whole content turns out to be something else."""
@@ -333,10 +451,12 @@ class Reader:
         if digest is None or index < digest.next or index in digest.waiting:
             return
         if index != digest.next:
-            digest.waiting[index] = data
-            digest.waiting_bytes += len(data)
-            if digest.waiting_bytes > DIGEST_AHEAD:
-                version.digest = None
+            if self._ahead + len(data) > DIGEST_AHEAD:
+                self._drop_ahead(digest)
+            elif version.users:
+                digest.waiting[index] = data
+                digest.waiting_bytes += len(data)
+                self._ahead += len(data)
             return
         async with digest.lock:
             chunk: bytes | None = data if index == digest.next else None
@@ -346,11 +466,15 @@ class Reader:
                 digest.sha.update(chunk)
                 digest.next += 1
                 chunk = digest.waiting.pop(digest.next, None)
-                digest.waiting_bytes -= len(chunk) if chunk is not None else 0
+                if chunk is not None:
+                    digest.waiting_bytes -= len(chunk)
+                    self._ahead -= len(chunk)
         if digest.next == layout.count and version.digest is digest:
             version.digest = None
+            self._drop_ahead(digest)
             if digest.sha.digest() != digest.expected:
                 self._corrupt[version.meta.bucket, version.meta.nuid] = True
+                await self._forget(version)
                 log.error(
                     "the content of %s (nuid %s) does not match its digest",
                     version.meta.name,

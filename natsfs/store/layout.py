@@ -47,6 +47,14 @@ class Layout:
     def length(self, index: int) -> int:
         return self.start(index + 1) - self.start(index)
 
+    def cuts_like(self, other: Layout) -> bool:
+        """Whether both have the same chunks, wherever those lie."""
+        return (self.size, self.count) == (other.size, other.count) and (
+            self.chunk_size == other.chunk_size
+            if self.starts is None and other.starts is None
+            else all(self.start(index) == other.start(index) for index in range(self.count))
+        )
+
     def seq(self, index: int) -> int | None:
         """The sequence to ask from in order to get this chunk first, if it is known."""
         if self.first is not None:
