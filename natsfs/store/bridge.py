@@ -55,8 +55,7 @@ class Bridge:
         """End the thread. Calls must have returned before; tasks still held are cancelled and awaited."""
 
         async def finish() -> None:
-            own = asyncio.current_task()
-            tasks = [task for task in self._tasks if task is not own]
+            tasks = self.others()
             for task in tasks:
                 task.cancel()
             if tasks:
@@ -88,6 +87,11 @@ class Bridge:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
+
+    def others(self) -> list[asyncio.Task[Any]]:
+        """On the asyncio side: every task that has not ended, but the one that asks."""
+        own = asyncio.current_task()
+        return [task for task in self._tasks if task is not own]
 
     async def call(self, function: Callable[..., Awaitable[T]], *args: Any) -> T:
         """Run `function(*args)` on the asyncio side and wait for its result. Cancellable in both directions."""

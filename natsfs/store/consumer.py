@@ -99,10 +99,23 @@ class Consumer:
                 # The answer is waited for: a request of a connection that is closed right after it may get lost,
                 # and the server keeps a consumer without its subscriber for `inactive_threshold`.
                 if self._connection.stands:
-                    with contextlib.suppress(StoreError):
-                        await self._connection.api(
-                            f"{self._api}.CONSUMER.DELETE.{self._stream}.{self._name}", None, DELETE_LIMIT
-                        )
+                    await self._delete()
+
+    async def _delete(self) -> None:
+        """Until the server has answered, however often the task is cancelled meanwhile; at most `DELETE_LIMIT`."""
+        subject = f"{self._api}.CONSUMER.DELETE.{self._stream}.{self._name}"
+        deletion = asyncio.ensure_future(self._connection.api(subject, None, DELETE_LIMIT))
+        deletion.add_done_callback(lambda done: done.exception())  # whoever was cancelled does not ask
+        cancelled: asyncio.CancelledError | None = None
+        while not deletion.done():
+            try:
+                await asyncio.wait([deletion])
+            except asyncio.CancelledError as error:
+                cancelled = error
+        if cancelled is not None:
+            raise cancelled
+        with contextlib.suppress(StoreError):
+            deletion.result()
 
     def _on_lost(self) -> None:
         self.fail(Unreachable("the connection to the NATS server was lost"))

@@ -167,12 +167,12 @@ class Store:
         """The wire is back: what was listed before may be of another store. Most watches have noticed themselves."""
         await trio.sleep(RELIST)
 
-        async def tell() -> None:
+        def tell() -> None:
             for watch, _ in self._watches.values():
                 watch.outdated()
 
         if not self._closed:
-            await self._bridge.call(tell)
+            self._bridge.send(tell)
 
     async def _scan(self, bucket: str, subject: str) -> tuple[list[int], list[int]]:
         return await persist(
@@ -186,8 +186,9 @@ class Store:
         self._closed = True
 
         async def shut() -> None:
-            await _end([task for _, task in self._watches.values()])
             self._watches.clear()
+            # Not only the watches: one that `unwatch` was ending, or a scan, has its consumer still to delete.
+            await _end(self._bridge.others())
             connection = getattr(self, "_connection", None)
             if connection is not None:
                 await connection.close()
@@ -297,7 +298,7 @@ class Store:
         """Begin to follow a bucket; the events arrive at the receiver given to `open`."""
 
         async def run() -> None:
-            if bucket in self._watches:
+            if self._closed or bucket in self._watches:
                 return
             watch = Watch(self._connection, self._api, bucket, self._emit, lambda: self._quick.generation)
             self._watches[bucket] = (watch, self._bridge.own(watch.run(), f"watch {bucket}"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -11,6 +12,7 @@ from pathlib import Path
 import trio
 
 from natsfs.config import Credentials
+from natsfs.errors import Unreachable
 from natsfs.names import encode_subject
 from natsfs.store.publish import Known
 from natsfs.store.store import Store
@@ -233,3 +235,33 @@ def test_an_account_that_may_not_hear_advisories(tmp_path: Path, with_store: Sto
     finally:
         process.terminate()
         process.wait(20)
+
+
+def test_watches_that_come_and_go_at_the_close_leave_no_consumer(
+    fresh_server: Server, with_store: Stores
+) -> None:
+    """A bucket that was made again is followed anew; the mount may be taken down in the middle of that."""
+    client = fresh_server.client
+    buckets = [f"b{number}" for number in range(40)]
+    for bucket in buckets:
+        client.create_bucket(bucket)
+
+    async def work(store: Store, events: Events) -> None:
+        for bucket in buckets[::2]:
+            await store.watch(bucket)
+        await events.until(lambda _: sum(map(is_loaded, events.all)) == len(buckets) // 2)
+
+        async def follow_anew(bucket: str) -> None:
+            # What comes too late fails.
+            with contextlib.suppress(Unreachable):
+                await store.unwatch(bucket)
+                await store.watch(bucket)
+
+        async with trio.open_nursery() as nursery:
+            for bucket in buckets:
+                nursery.start_soon(follow_anew, bucket)
+            await trio.lowlevel.checkpoint()
+            await store.close()
+
+    with_store(work, server=fresh_server)
+    assert [client.consumers(bucket) for bucket in buckets] == [[]] * len(buckets)
