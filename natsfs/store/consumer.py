@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -23,7 +24,7 @@ from natsfs.store.jetstream import ApiError
 HEARTBEAT = 1.0  # seconds between the server's heartbeats on an idle consumer
 SILENCE = 3.0  # seconds without any message after which the server is asked about the consumer
 
-DELETE_LIMIT = 2.0  # seconds for the server to remove it
+DELETE_LIMIT = 2.0  # seconds for the server to answer each request at the end
 
 
 @dataclass(slots=True)
@@ -67,7 +68,7 @@ class Consumer:
         self._arrived = asyncio.Event()
         self._failure: StoreError | None = None
         self._last = 0  # consumer sequence of the newest message
-        self._heard = 0.0
+        self.heard = 0.0  # when anything of it came, by the monotonic clock; read by other threads, too
         self.idle = False  # a heartbeat has said that everything sent has arrived
         self.drained = False  # the server had nothing more to send at some time
 
@@ -90,32 +91,26 @@ class Consumer:
                 **policy,
             }
             subject = f"{self._api}.CONSUMER.CREATE.{self._stream}.{self._name}.{self._filter}"
+            body = {"stream_name": self._stream, "config": config, "action": "create"}
+            creation = asyncio.ensure_future(self._connection.api(subject, body, 10))
+            creation.add_done_callback(lambda done: done.cancelled() or done.exception())
             try:
-                body = {"stream_name": self._stream, "config": config, "action": "create"}
-                reply = await self._connection.api(subject, body, 10)
-                self._heard = asyncio.get_running_loop().time()
+                reply = await asyncio.shield(creation)
+                self.heard = time.monotonic()
                 yield int(reply.get("num_pending", 0)) + int(reply["delivered"]["consumer_seq"])
             finally:
                 # The answer is waited for: a request of a connection that is closed right after it may get lost,
                 # and the server keeps a consumer without its subscriber for `inactive_threshold`.
                 if self._connection.stands:
-                    await self._delete()
+                    await _uncancelled(self._delete(creation))
 
-    async def _delete(self) -> None:
-        """Until the server has answered, however often the task is cancelled meanwhile; at most `DELETE_LIMIT`."""
-        subject = f"{self._api}.CONSUMER.DELETE.{self._stream}.{self._name}"
-        deletion = asyncio.ensure_future(self._connection.api(subject, None, DELETE_LIMIT))
-        deletion.add_done_callback(lambda done: done.exception())  # whoever was cancelled does not ask
-        cancelled: asyncio.CancelledError | None = None
-        while not deletion.done():
-            try:
-                await asyncio.wait([deletion])
-            except asyncio.CancelledError as error:
-                cancelled = error
-        if cancelled is not None:
-            raise cancelled
+    async def _delete(self, creation: asyncio.Future[Any]) -> None:
+        """A server that is making the stream anew handles a creation behind a deletion that was sent after it."""
+        await asyncio.wait([creation], timeout=DELETE_LIMIT)
         with contextlib.suppress(StoreError):
-            deletion.result()
+            await self._connection.api(
+                f"{self._api}.CONSUMER.DELETE.{self._stream}.{self._name}", None, DELETE_LIMIT
+            )
 
     def _on_lost(self) -> None:
         self.fail(Unreachable("the connection to the NATS server was lost"))
@@ -126,7 +121,7 @@ class Consumer:
         self._arrived.set()
 
     def _on_message(self, msg: Msg) -> None:
-        self._heard = asyncio.get_running_loop().time()
+        self.heard = time.monotonic()
         headers = msg.headers
         if headers and headers.get("Status") == "100":
             # A flow control request, or a heartbeat of a stalled consumer, has to be answered.
@@ -169,7 +164,7 @@ class Consumer:
                 return batch
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._arrived.wait(), HEARTBEAT)
-            if asyncio.get_running_loop().time() - self._heard > SILENCE and not self._arrived.is_set():
+            if time.monotonic() - self.heard > SILENCE and not self._arrived.is_set():
                 await self._confirm()
 
     async def _confirm(self) -> None:
@@ -186,7 +181,21 @@ class Consumer:
             raise Unreachable(f"the watch is gone from the server: {error}") from None
         if int(info["delivered"]["consumer_seq"]) > self._last and not self._arrived.is_set():
             raise Unreachable("the watch has missed messages")
-        self._heard = asyncio.get_running_loop().time()
+        self.heard = time.monotonic()
+
+
+async def _uncancelled(work: Coroutine[Any, Any, None]) -> None:
+    """Do it to its end, however often the task is cancelled meanwhile; the cancellation follows."""
+    task = asyncio.ensure_future(work)
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.wait([task])
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled is not None:
+        raise cancelled
+    task.result()
 
 
 async def scan(

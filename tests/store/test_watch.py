@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
@@ -14,6 +15,8 @@ import trio
 from natsfs.config import Credentials
 from natsfs.errors import Unreachable
 from natsfs.names import encode_subject
+from natsfs.store.connection import Connection
+from natsfs.store.consumer import Consumer
 from natsfs.store.publish import Known
 from natsfs.store.store import Store
 from natsfs.store.watch import BucketsChanged, Event, Gone, Loaded, Loading, Messages, Suspect
@@ -265,3 +268,32 @@ def test_watches_that_come_and_go_at_the_close_leave_no_consumer(
 
     with_store(work, server=fresh_server)
     assert [client.consumers(bucket) for bucket in buckets] == [[]] * len(buckets)
+
+
+def test_a_consumer_that_ends_while_its_stream_is_made_anew(bucket: str, nats_server: Server) -> None:
+    """The server handles such a creation behind the deletion that was sent after it, unless its answer is awaited."""
+    client = nats_server.client
+
+    async def follow(connection: Connection) -> None:
+        consumer = Consumer(connection, "$JS.API", bucket, f"$O.{bucket}.M.>")
+        async with consumer.running(deliver_policy="all"):
+            await asyncio.sleep(60)
+
+    async def work() -> list[int]:
+        connection = Connection("test", (nats_server.url,), Credentials(), lambda: None)
+        await connection.open()
+        left = []
+        for _ in range(60):
+            await asyncio.to_thread(client.delete_bucket, bucket)
+            following = asyncio.create_task(follow(connection))
+            await asyncio.sleep(0)
+            making = asyncio.create_task(asyncio.to_thread(client.create_bucket, bucket))
+            await asyncio.sleep(0)
+            following.cancel()
+            await asyncio.wait([following])
+            await making
+            left.append(len(client.consumers(bucket)))
+        await connection.close()
+        return left
+
+    assert asyncio.run(work()) == [0] * 60
