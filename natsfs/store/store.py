@@ -313,6 +313,11 @@ class Store:
 
         await self._bridge.call(run)
 
+    def is_silent(self, bucket: str) -> bool:
+        """Whether the watch of a bucket should have heard something by now, and has not."""
+        watched = self._watches.get(bucket)
+        return watched is None or watched[0].is_silent
+
     # --- metadata ---------------------------------------------------------------------------------------------
 
     @property
@@ -355,8 +360,8 @@ class Store:
         except MalformedMetadata as error:
             raise StoreError(f"the metadata on {subject} cannot be read: {error}") from None
 
-    async def prove(self, bucket: str, uploaded: Uploaded) -> bool:
-        """Whether every chunk of an upload is stored, by the word of the leader."""
+    async def prove(self, bucket: str, uploaded: Uploaded | Metadata) -> bool:
+        """Whether every chunk of a version is stored, by the word of the leader."""
         return await self._publisher.prove(bucket, uploaded)
 
     async def purge_chunks(self, bucket: str, nuid: str) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -14,10 +15,11 @@ from natsfs.catalog.bucket import Identity
 from natsfs.catalog.metadata import MalformedMetadata, Metadata, decode
 from natsfs.errors import BucketGone, StoreError, Unreachable
 from natsfs.store.connection import Connection
-from natsfs.store.consumer import Consumer, Delivered
+from natsfs.store.consumer import HEARTBEAT, Consumer, Delivered
 
 log = logging.getLogger(__name__)
 
+OVERDUE = 1.5 * HEARTBEAT  # seconds of silence after which a change is not made without asking the leader
 OP_HEADER = "Natsfs-Op"
 
 
@@ -115,6 +117,12 @@ class Watch:
         """List the bucket again, unless that was done since messages are published on a new connection."""
         if self._consumer is not None and self._listed != self._generation():
             self._consumer.fail(Unreachable("what was listed may be of another store"))
+
+    @property
+    def is_silent(self) -> bool:
+        """Whether a heartbeat is overdue: the stream may be another one by now. To be asked from any thread."""
+        consumer = self._consumer
+        return consumer is None or time.monotonic() - consumer.heard > OVERDUE
 
     async def run(self) -> None:
         """Until cancelled, or until the bucket is gone."""
