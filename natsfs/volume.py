@@ -42,7 +42,7 @@ from natsfs.locks import SharedLock
 from natsfs.names import decode_subject, path_of
 from natsfs.notifier import Notifier
 from natsfs.purges import Purge, Purges
-from natsfs.store.publish import Known
+from natsfs.store.publish import IN_DOUBT, Known
 from natsfs.store.store import BucketInfo, Store
 from natsfs.store.watch import BucketsChanged, Event, Gone, Interrupted, Loaded, Loading, Messages, Suspect
 
@@ -88,6 +88,11 @@ class Mounted:
             self._acknowledged_before = max(self._acknowledged_before, highest)
             highest = 0
         self._acknowledged = (generation, max(highest, seq))
+
+    @property
+    def highest(self) -> int:
+        """The highest sequence of an own message."""
+        return max(self._acknowledged[1], self._acknowledged_before)
 
     def identify(self, identity: Identity, last_seq: int, generation: int) -> Identity:
         """The identity of a store that was listed in `generation`, by what was known to be in it before.
@@ -140,7 +145,9 @@ class Operation:
         if expected and self._catalog.last_seq(meta.subject) == expected:
             known = self._catalog.live(meta.subject)
             replaces = "" if known is None else known.nuid
-        generation = mounted.generation
+        doubtful = not mounted.followed or self._volume.store.is_silent(mounted.name)
+        generation = IN_DOUBT if doubtful else mounted.generation
+        highest = max(self._catalog.watched_seq, mounted.highest)
 
         async def send() -> int:
             known = Known(expected, replaces, generation)
@@ -160,7 +167,26 @@ class Operation:
             raise
         mounted.takes = True
         mounted.acknowledged(seq, self._volume.store.generation)
+        if seq <= highest:
+            await self._stored_elsewhere(mounted, replace(meta, seq=seq), has_content=content is not None)
         return replace(meta, seq=seq, time_ns=time.time_ns(), op=op)
+
+    async def _stored_elsewhere(self, mounted: Mounted, meta: Metadata, *, has_content: bool) -> None:
+        """A sequence that had been given before: `meta` is in another stream of this name than what was known.
+
+        Raises `Conflict`, and takes it back, if its content is not there.
+        """
+        volume = self._volume
+        volume.follow_anew(mounted)
+        if has_content or not meta.size or meta.link is not None:
+            return
+        if await volume.store.prove(mounted.name, meta):
+            return
+        op = volume.store.new_op()
+        self._ops.append(op)
+        self._catalog.begin_op(op)
+        await volume.store.publish(tombstone(meta), Known(meta.seq), op)
+        raise Conflict(f"bucket {mounted.name} was made again or restored meanwhile", 0)
 
     def apply(self, meta: Metadata, inode: Inode | None = None) -> None:
         """Make a published message what the tree shows.
@@ -554,6 +580,19 @@ class Volume:
             except BucketGone:
                 if name in self.buckets:
                     self._bucket_gone(self.buckets[name])
+
+    def follow_anew(self, mounted: Mounted) -> None:
+        """What is known of a bucket may be of another stream: until it is listed again the leader is asked first."""
+        if not mounted.followed:
+            return  # it is being listed
+        log.warning("bucket %s was re-created or restored: it is listed again", mounted.name)
+        mounted.followed = False
+
+        async def watch() -> None:
+            await self.store.unwatch(mounted.name)
+            await self.store.watch(mounted.name)
+
+        self._nursery.start_soon(watch)
 
     async def _follow_again(self, mounted: Mounted, info: BucketInfo) -> None:
         """A bucket that was gone is back under its name, or another one has taken its name at once."""

@@ -28,8 +28,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--coherence-seconds",
         type=float,
-        default=20.0,
-        help="how long the random operations on several mounts go on",
+        default=40.0,
+        help="how long the random operations on several mounts go on, one half of it with cut connections",
     )
 
 

@@ -6,6 +6,7 @@ Here a gap, a missing heartbeat or a lost connection raises `Unreachable`, and t
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -17,13 +18,13 @@ from natsfs.catalog.metadata import new_nuid
 from natsfs.errors import StoreError, Unreachable
 from natsfs.store.frames import Message
 from natsfs.store.jetstream import ApiError
-from natsfs.store.wire import Wire
+from natsfs.store.wire import Wire, api_answer
 
 HEARTBEAT = 1.0  # seconds between the server's heartbeats on an idle consumer
 SILENCE = 3.0  # seconds without any message after which the server is asked about the consumer
 
 API_LIMIT = 10.0  # seconds for one attempt at an API request
-DELETE_LIMIT = 2.0  # seconds for the server to remove it
+DELETE_LIMIT = 2.0  # seconds for the server to answer each request at the end
 
 
 @dataclass(slots=True)
@@ -67,7 +68,7 @@ class Consumer:
         self._controls: list[str] = []  # to be answered when all before was taken
         self._failure: StoreError | None = None
         self._last = 0  # consumer sequence of the newest message
-        self._heard = 0.0
+        self.heard = 0.0  # when anything of it came
         self.idle = False  # a heartbeat has said that everything sent has arrived
         self.drained = False  # the server had nothing more to send at some time
 
@@ -90,16 +91,20 @@ class Consumer:
                 **policy,
             }
             subject = f"{self._api}.CONSUMER.CREATE.{self._stream}.{self._name}.{self._filter}"
+            body = {"stream_name": self._stream, "config": config, "action": "create"}
+            (creation,) = await self._wire.send((subject, json.dumps(body).encode(), None))
             try:
-                body = {"stream_name": self._stream, "config": config, "action": "create"}
-                reply = await self._wire.api(subject, body, API_LIMIT)
-                self._heard = trio.current_time()
+                reply = api_answer(await creation.get(API_LIMIT, f"answer on {subject}"))
+                self.heard = trio.current_time()
                 yield int(reply.get("num_pending", 0)) + int(reply["delivered"]["consumer_seq"])
             finally:
                 # The answer is waited for: a request of a connection that is closed right after it may get lost,
                 # and the server keeps a consumer without its subscriber for `inactive_threshold`.
                 with trio.CancelScope(shield=True), suppress(StoreError):
                     if self._wire.stands:
+                        # A server that is making the stream anew handles a creation behind a deletion that was sent
+                        # after it.
+                        await creation.settled(DELETE_LIMIT)
                         await self._wire.api(
                             f"{self._api}.CONSUMER.DELETE.{self._stream}.{self._name}", None, DELETE_LIMIT
                         )
@@ -113,7 +118,7 @@ class Consumer:
         if isinstance(message, StoreError):
             self.fail(message)
             return
-        self._heard = trio.current_time()
+        self.heard = trio.current_time()
         status = message.status
         if status == 100:
             # A flow control request, or a heartbeat of a stalled consumer, has to be answered.
@@ -159,7 +164,7 @@ class Consumer:
                 return batch
             with trio.move_on_after(HEARTBEAT):
                 await self._arrived.wait()
-            if trio.current_time() - self._heard > SILENCE and not self._arrived.is_set():
+            if trio.current_time() - self.heard > SILENCE and not self._arrived.is_set():
                 await self._confirm()
 
     async def _confirm(self) -> None:
@@ -176,7 +181,7 @@ class Consumer:
             raise Unreachable(f"the watch is gone from the server: {error}") from None
         if int(info["delivered"]["consumer_seq"]) > self._last and not self._arrived.is_set():
             raise Unreachable("the watch has missed messages")
-        self._heard = trio.current_time()
+        self.heard = trio.current_time()
 
 
 async def scan(wire: Wire, api_prefix: str, bucket: str, subject: str) -> tuple[list[int], list[int]]:

@@ -55,12 +55,16 @@ class Uploaded:
     content: bytes | None = None
 
 
+IN_DOUBT = -1  # in place of a generation
+
+
 @dataclass(frozen=True, slots=True)
 class Known:
     """What is known of a subject whose message is to be replaced.
 
     `seq` is its last sequence, 0 if it holds nothing; `nuid` that of the live object there, empty if there is none,
-    None if that does not matter; `generation` the connection's in which this was learnt, None if it was this moment.
+    None if that does not matter; `generation` the connection's in which this was learnt, None if it was this moment,
+    `IN_DOUBT` if the stream may be another one since.
     """
 
     seq: int
@@ -352,8 +356,8 @@ class Publisher:
             raise Conflict("the name was changed meanwhile", there)
         return None
 
-    async def prove(self, bucket: str, uploaded: Uploaded) -> bool:
-        """Whether every chunk of an upload is (still) stored, by the word of the leader."""
+    async def prove(self, bucket: str, uploaded: Uploaded | Metadata) -> bool:
+        """Whether every chunk of a version is (still) stored, by the word of the leader."""
         subject = f"$O.{bucket}.C.{uploaded.nuid}"
 
         async def attempt() -> dict[str, Any]:

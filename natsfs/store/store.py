@@ -103,7 +103,9 @@ class Store:
         self._op_prefix = secrets.token_hex(6)
         self._ops = 0
         self._events: Callable[[Event], None] = lambda event: None
+        self._closed = False
         self._watches: dict[str, _Watched] = {}
+        self._running: set[_Watched] = set()
         self._nursery: trio.Nursery
         self._quick: Wire
         self._bulk: Wire
@@ -161,10 +163,13 @@ class Store:
 
     async def close(self) -> None:
         """Stop the watches; the connections end with their nursery. Bounded in time; again is harmless."""
+        self._closed = True
         with trio.CancelScope(shield=True):
-            async with trio.open_nursery() as nursery:
-                for bucket in list(self._watches):
-                    nursery.start_soon(self.unwatch, bucket)
+            # Not only those that are followed: one that `unwatch` was ending has its consumer still to delete.
+            for watched in self._running:
+                watched.scope.cancel()
+            for watched in list(self._running):
+                await watched.ended.wait()
 
     def _reconnected(self) -> None:
         for watched in self._watches.values():
@@ -282,17 +287,31 @@ class Store:
 
     async def watch(self, bucket: str) -> None:
         """Begin to follow a bucket; the events arrive at the receiver given to `open`."""
-        if bucket in self._watches:
+        if self._closed or bucket in self._watches:
             return
         watch = Watch(self._news, self._api, bucket, self._events, lambda: self._quick.generation)
         watched = self._watches[bucket] = _Watched(watch)
-        self._nursery.start_soon(watched.run, name=f"watch {bucket}")
+        self._running.add(watched)
+        self._nursery.start_soon(self._run, watched, name=f"watch {bucket}")
+
+    async def _run(self, watched: _Watched) -> None:
+        try:
+            with watched.scope:
+                await watched.watch.run()
+        finally:
+            self._running.discard(watched)
+            watched.ended.set()
 
     async def unwatch(self, bucket: str) -> None:
         watched = self._watches.pop(bucket, None)
         if watched is not None:
             watched.scope.cancel()
             await watched.ended.wait()
+
+    def is_silent(self, bucket: str) -> bool:
+        """Whether the watch of a bucket should have heard something by now, and has not."""
+        watched = self._watches.get(bucket)
+        return watched is None or watched.watch.is_silent
 
     # --- metadata ---------------------------------------------------------------------------------------------
 
@@ -336,8 +355,8 @@ class Store:
         except MalformedMetadata as error:
             raise StoreError(f"the metadata on {subject} cannot be read: {error}") from None
 
-    async def prove(self, bucket: str, uploaded: Uploaded) -> bool:
-        """Whether every chunk of an upload is stored, by the word of the leader."""
+    async def prove(self, bucket: str, uploaded: Uploaded | Metadata) -> bool:
+        """Whether every chunk of a version is stored, by the word of the leader."""
         return await self._publisher.prove(bucket, uploaded)
 
     async def purge_chunks(self, bucket: str, nuid: str) -> None:
@@ -374,13 +393,6 @@ class _Watched:
         self.watch = watch
         self.scope = trio.CancelScope()
         self.ended = trio.Event()
-
-    async def run(self) -> None:
-        try:
-            with self.scope:
-                await self.watch.run()
-        finally:
-            self.ended.set()
 
 
 class StoreUpload:

@@ -14,11 +14,12 @@ import trio
 from natsfs.catalog.bucket import Identity
 from natsfs.catalog.metadata import MalformedMetadata, Metadata, decode
 from natsfs.errors import BucketGone, StoreError, Unreachable
-from natsfs.store.consumer import Consumer, Delivered
+from natsfs.store.consumer import HEARTBEAT, Consumer, Delivered
 from natsfs.store.wire import Wire
 
 log = logging.getLogger(__name__)
 
+OVERDUE = 1.5 * HEARTBEAT  # seconds of silence after which a change is not made without asking the leader
 OP_HEADER = "Natsfs-Op"
 SLICE = 128  # messages that are decoded, and applied, before other tasks have their turn: some milliseconds
 _OP = OP_HEADER.encode()
@@ -126,6 +127,12 @@ class Watch:
         """List the bucket again, unless that was done since messages are published on a new connection."""
         if self._consumer is not None and self._listed != self._generation():
             self._consumer.fail(Unreachable("what was listed may be of another store"))
+
+    @property
+    def is_silent(self) -> bool:
+        """Whether a heartbeat is overdue: the stream may be another one by now."""
+        consumer = self._consumer
+        return consumer is None or trio.current_time() - consumer.heard > OVERDUE
 
     async def run(self) -> None:
         """Until cancelled, or until the bucket is gone."""

@@ -69,7 +69,8 @@ class Answer:
     async def settled(self, limit: float) -> bool:
         """Whether the answer, or its loss, is known within `limit` seconds."""
         if self._result is None:
-            self._event = self._event or trio.Event()
+            if self._event is None:
+                self._event = trio.Event()
             with trio.move_on_after(limit):
                 await self._event.wait()
         return self._result is not None
@@ -402,10 +403,15 @@ class Wire:
     async def api(self, subject: str, body: dict[str, Any] | None, limit: float) -> dict[str, Any]:
         """A request to the JetStream API. Raises the exception of its error, if it answers with one."""
         payload = json.dumps(body).encode() if body is not None else b""
-        data: dict[str, Any] = json.loads((await self.request(subject, payload, limit)).data)
-        if "error" in data:
-            raise api_error(data["error"])
-        return data
+        return api_answer(await self.request(subject, payload, limit))
+
+
+def api_answer(message: Message) -> dict[str, Any]:
+    """What the JetStream API answers. Raises the exception of its error, if it is one."""
+    data: dict[str, Any] = json.loads(message.data)
+    if "error" in data:
+        raise api_error(data["error"])
+    return data
 
 
 def _behind(parts: Sequence[bytes | memoryview], sent: int) -> list[bytes | memoryview]:

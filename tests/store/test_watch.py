@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
+from functools import partial
 from pathlib import Path
 
 import trio
 
 from natsfs.config import Credentials
+from natsfs.errors import BucketGone, Unreachable
 from natsfs.names import encode_subject
+from natsfs.store.consumer import Consumer
+from natsfs.store.login import Login
 from natsfs.store.publish import Known
 from natsfs.store.store import Store
 from natsfs.store.watch import BucketsChanged, Event, Gone, Loaded, Loading, Messages, Suspect
+from natsfs.store.wire import Wire
 from tests.store.conftest import Events, Stores
 from tests.store.test_publish import metadata
 from tests.support import Client, Server, program, until
@@ -233,3 +239,68 @@ def test_an_account_that_may_not_hear_advisories(tmp_path: Path, with_store: Sto
     finally:
         process.terminate()
         process.wait(20)
+
+
+def test_watches_that_come_and_go_at_the_close_leave_no_consumer(
+    fresh_server: Server, with_store: Stores
+) -> None:
+    """A bucket that was made again is followed anew; the mount may be taken down in the middle of that."""
+    client = fresh_server.client
+    buckets = [f"b{number}" for number in range(40)]
+    for bucket in buckets:
+        client.create_bucket(bucket)
+
+    async def work(store: Store, events: Events) -> None:
+        for bucket in buckets[::2]:
+            await store.watch(bucket)
+        await events.until(lambda _: sum(map(is_loaded, events.all)) == len(buckets) // 2)
+
+        async def follow_anew(bucket: str) -> None:
+            # What comes too late fails.
+            with contextlib.suppress(Unreachable):
+                await store.unwatch(bucket)
+                await store.watch(bucket)
+
+        async with trio.open_nursery() as nursery:
+            for bucket in buckets:
+                nursery.start_soon(follow_anew, bucket)
+            await trio.lowlevel.checkpoint()
+            await store.close()
+
+    with_store(work, server=fresh_server)
+    assert [client.consumers(bucket) for bucket in buckets] == [[]] * len(buckets)
+
+
+def test_a_consumer_that_ends_while_its_stream_is_made_anew(bucket: str, nats_server: Server) -> None:
+    """The server handles such a creation behind the deletion that was sent after it, unless its answer is awaited."""
+    client = nats_server.client
+
+    async def follow(wire: Wire, scope: trio.CancelScope) -> None:
+        consumer = Consumer(wire, "$JS.API", bucket, f"$O.{bucket}.M.>")
+        with scope, contextlib.suppress(BucketGone):
+            async with consumer.running(deliver_policy="all"):
+                await trio.sleep(60)
+
+    async def work() -> list[int]:
+        login = Login((nats_server.url,), Credentials())
+        await login.check()
+        wire = Wire("test", (nats_server.url,), login)
+        left = []
+        async with trio.open_nursery() as wires:
+            await wires.start(wire.run)
+            for number in range(60):
+                await trio.to_thread.run_sync(client.delete_bucket, bucket)
+                scope = trio.CancelScope()
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(follow, wire, scope)
+                    # The request is sent in the second turn.
+                    for _ in range(2 + number % 2):
+                        await trio.lowlevel.checkpoint()
+                    nursery.start_soon(trio.to_thread.run_sync, partial(client.create_bucket, bucket))
+                    await trio.lowlevel.checkpoint()
+                    scope.cancel()
+                left.append(len(client.consumers(bucket)))
+            wires.cancel_scope.cancel()
+        return left
+
+    assert trio.run(work) == [0] * 60
