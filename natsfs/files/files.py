@@ -256,14 +256,15 @@ class Files:
             return
         self.volume.check_writable(catalog)
         inode.uncommitted = True
-        if not self.volume.mounted_of(catalog).takes:
-            async with self.using(inode) as file:
-                file.attributes_dirty = True
-                if not file.writers and inode.meta is not None:
-                    await file.commit()
-            return
         file = self._acquire(inode)
         file.attributes_dirty = True
+        if not file.writers and not self.volume.mounted_of(catalog).takes:
+            try:
+                if inode.meta is not None:
+                    await file.commit()
+            finally:
+                await self._release(file)
+            return
         if file.settling:
             file.handles -= 1
         else:
@@ -273,6 +274,9 @@ class Files:
     async def _settle(self, file: File) -> None:
         file.settling = False
         try:
+            # A commit that is under way may have described the file before the change, and be the last one.
+            async with file.lock:
+                pass
             if not (file.dirty and file.writers):
                 with contextlib.suppress(StoreError):
                     await file.commit()
