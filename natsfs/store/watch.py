@@ -20,6 +20,7 @@ from natsfs.store.consumer import HEARTBEAT, Consumer, Delivered
 log = logging.getLogger(__name__)
 
 OVERDUE = 1.5 * HEARTBEAT  # seconds of silence after which a change is not made without asking the leader
+BACKLOG = 4096  # messages that may wait for their receiver; then the server is made to wait
 OP_HEADER = "Natsfs-Op"
 
 
@@ -37,10 +38,23 @@ class Loading:
     generation: int = 0
 
 
+@dataclass(slots=True)
+class Backlog:
+    """Messages of one watch: how many it has given, and its receiver has taken. Each is counted by one side."""
+
+    given: int = 0
+    taken: int = 0
+
+
 @dataclass(frozen=True, slots=True)
 class Messages:
     bucket: str
     metas: list[Metadata]
+    backlog: Backlog
+
+    def taken(self) -> None:
+        """To be called when they need no memory any more: the watch waits for it."""
+        self.backlog.taken += len(self.metas)
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,8 +184,11 @@ class Watch:
             loaded = pending == 0
             if loaded:
                 self._emit(Loaded(self._bucket))
-            seen = 0
+            backlog, seen = Backlog(), 0
             while True:
+                # A wake-up from the other thread for each batch would cost more than looking now and then.
+                while backlog.given - backlog.taken > BACKLOG:  # noqa: ASYNC110
+                    await asyncio.sleep(0.005)
                 batch = await consumer.messages()
                 metas = []
                 for message in batch:
@@ -181,7 +198,8 @@ class Watch:
                         metas.append(meta)
                 seen += len(batch)
                 if metas:
-                    self._emit(Messages(self._bucket, metas))
+                    backlog.given += len(metas)
+                    self._emit(Messages(self._bucket, metas, backlog))
                 # A subject that is purged during the listing is never delivered: the heartbeat tells the end then.
                 if not loaded and (seen >= pending or consumer.drained):
                     loaded = True
