@@ -73,9 +73,8 @@ class Mounted:
         self.followed = False  # whether the watch stands, so that the catalog is what the store holds
         # Of the connection, in which the bucket was listed last.
         self.loading_generation = self.generation = 0
-        # The highest sequence of an own message, acknowledged in this generation of the connection and in those before.
-        self._acknowledged = (0, 0)
-        self._acknowledged_before = 0
+        # The highest sequence of an own message that was acknowledged in each generation of the connection.
+        self._acknowledged: dict[int, int] = {}
         self._set_backs = 0
         self.compared = time.monotonic()  # when the catalog was compared in full with what is stored
         self.surplus: int | None = 0  # of stored messages over known ones, when nothing was amiss
@@ -83,31 +82,30 @@ class Mounted:
         self.names = SharedLock()
 
     def acknowledged(self, seq: int, generation: int) -> None:
-        newest, highest = self._acknowledged
-        if generation != newest:
-            self._acknowledged_before = max(self._acknowledged_before, highest)
-            highest = 0
-        self._acknowledged = (generation, max(highest, seq))
+        self._acknowledged[generation] = max(self._acknowledged.get(generation, 0), seq)
 
     @property
     def highest(self) -> int:
         """The highest sequence of an own message."""
-        return max(self._acknowledged[1], self._acknowledged_before)
+        return max(self._acknowledged.values(), default=0)
 
     def identify(self, identity: Identity, last_seq: int, generation: int) -> Identity:
         """The identity of a store that was listed in `generation`, by what was known to be in it before.
 
         The watch may have been away while own messages were stored. One that was acknowledged before the connection
-        was made on which the listing began has to be in the listing, or the store was set back.
+        was made on which the listing began has to be in the listing, or the store was set back. By the time the listing
+        is looked at the connection may have been made anew again: what was acknowledged since says nothing.
         """
-        newest, highest = self._acknowledged
-        known = max(self._acknowledged_before, highest if newest < generation else 0)
+        known = max((seq for made, seq in self._acknowledged.items() if made < generation), default=0)
         created = self.catalog.identity.created if self.catalog is not None else identity.created
         if known > last_seq and identity.created == created:
             log.warning("bucket %s was restored: everything known of it is read anew", self.name)
             self._set_backs += 1
         if known > last_seq or identity.created != created:
-            self._acknowledged, self._acknowledged_before = (generation, 0), 0
+            self._acknowledged = {}
+        else:
+            since = {made: seq for made, seq in self._acknowledged.items() if made >= generation}
+            self._acknowledged = {generation - 1: known} | since
         return replace(identity, epoch=identity.epoch + self._set_backs)
 
 
@@ -323,6 +321,9 @@ class Volume:
             except Exception:
                 # A message nobody foresaw must not end the daemon; what it was about is in the log.
                 log.exception("an event could not be applied: %.200r", event)
+            finally:
+                if isinstance(event, Messages):
+                    event.taken()
 
     async def _take(self, event: Event) -> None:
         if isinstance(event, BucketsChanged):

@@ -20,6 +20,7 @@ from natsfs.store.wire import Wire
 log = logging.getLogger(__name__)
 
 OVERDUE = 1.5 * HEARTBEAT  # seconds of silence after which a change is not made without asking the leader
+BACKLOG = 4096  # messages that may wait for their receiver; then the server is made to wait
 OP_HEADER = "Natsfs-Op"
 SLICE = 128  # messages that are decoded, and applied, before other tasks have their turn: some milliseconds
 _OP = OP_HEADER.encode()
@@ -39,10 +40,36 @@ class Loading:
     generation: int = 0
 
 
+class Backlog:
+    """Messages of one watch that were given and that the receiver has not taken yet."""
+
+    def __init__(self) -> None:
+        self._waiting = 0
+        self._room = trio.Event()
+
+    def give(self, count: int) -> None:
+        self._waiting += count
+
+    def take(self, count: int) -> None:
+        self._waiting -= count
+        if self._waiting <= BACKLOG:
+            self._room.set()
+
+    async def room(self) -> None:
+        while self._waiting > BACKLOG:
+            self._room = trio.Event()
+            await self._room.wait()
+
+
 @dataclass(frozen=True, slots=True)
 class Messages:
     bucket: str
     metas: list[Metadata]
+    backlog: Backlog
+
+    def taken(self) -> None:
+        """To be called when they need no memory any more: the watch waits for it."""
+        self.backlog.take(len(self.metas))
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,8 +207,9 @@ class Watch:
             loaded = pending == 0
             if loaded:
                 self._emit(Loaded(self._bucket))
-            seen = 0
+            backlog, seen = Backlog(), 0
             while True:
+                await backlog.room()
                 batch = await consumer.messages()
                 for start in range(0, len(batch), SLICE):
                     metas = []
@@ -191,7 +219,8 @@ class Watch:
                         if meta is not None:
                             metas.append(meta)
                     if metas:
-                        self._emit(Messages(self._bucket, metas))
+                        backlog.give(len(metas))
+                        self._emit(Messages(self._bucket, metas, backlog))
                     if start + SLICE < len(batch):
                         await trio.lowlevel.checkpoint()
                 seen += len(batch)

@@ -30,6 +30,8 @@ class Events:
     def take(self, event: Event) -> None:
         self.all.append(event)
         self._more.set()
+        if isinstance(event, Messages):
+            event.taken()
 
     async def until(self, condition: Callable[[Event], bool], limit: float = 5.0, start: int = 0) -> Event:
         """The first event from number `start` on for which the condition holds."""
