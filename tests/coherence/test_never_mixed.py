@@ -194,10 +194,9 @@ def test_readers_of_all_kinds_while_it_is_replaced(
         for number in range(1, last + 1):
             writer.put(here.name, "f", content(number))
         until(lambda: entry(here / "f") == whole(content(last)))
+        until(lambda: readings[0] and readings[1])
     finally:
         stop.set()
         for thread in threads:
             thread.join()
     assert problems == []
-    assert readings[0]
-    assert readings[1]
