@@ -237,7 +237,7 @@ class Reader:
                 for nuid, (layout, data) in found.items():
                     await self._check(mine[nuid], layout, 0, data)
                     self._know(mine[nuid], layout, [data])
-        except StoreError as error:
+        except Exception as error:
             log.info("reading files ahead: %s", error)
         finally:
             for version in versions:
