@@ -234,3 +234,20 @@ def test_an_account_that_may_not_hear_advisories(tmp_path: Path, with_store: Sto
     finally:
         process.terminate()
         process.wait(20)
+
+
+def test_metadata_is_counted_without_a_listing(with_store: Stores, bucket: str, client: Client) -> None:
+    async def work(store: Store, events: Events) -> None:
+        assert await store.count_metadata(bucket) == 0
+        client.put_many(bucket, [f"o{n}" for n in range(30)])
+        client.put(bucket, "o3", b"again")
+        client.delete(bucket, "o7")
+        assert await store.count_metadata(bucket) == 30, "a tombstone is a message, too"
+        client.rename(bucket, "o1", "o30")
+        client.rename(bucket, "o2", "o3")
+        assert await store.count_metadata(bucket) == 29
+        client.delete_bucket(bucket)
+        assert await store.count_metadata(bucket) is None
+        client.create_bucket(bucket)
+
+    with_store(work)
