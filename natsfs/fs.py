@@ -32,6 +32,7 @@ from pyfuse3 import (
     XAttrNameT,
 )
 
+from natsfs.catalog.attributes import Attributes
 from natsfs.catalog.inodes import Inode, Node
 from natsfs.catalog.xattrs import PREFIX
 from natsfs.errors import ChunksGone, StoreError
@@ -73,6 +74,21 @@ def answered(handler: Callable[P, Coroutine[Any, Any, R]]) -> Callable[P, Corout
     return wrapper
 
 
+def fill(entry: EntryAttributes, ino: int, attributes: Attributes, size: int) -> None:
+    """As of a regular file with one name."""
+    entry.st_ino = InodeT(ino)
+    entry.st_mode = ModeT(attributes.mode)
+    entry.st_nlink = 1
+    entry.st_uid = attributes.uid
+    entry.st_gid = attributes.gid
+    entry.st_rdev = attributes.rdev
+    entry.st_atime_ns = attributes.atime_ns
+    entry.st_mtime_ns = attributes.mtime_ns
+    entry.st_ctime_ns = attributes.ctime_ns
+    entry.st_size = size
+    entry.st_blocks = (size + 511) // 512
+
+
 class _Listing:
     """An open directory: its entries as they were at the start of the listing."""
 
@@ -105,30 +121,27 @@ class FileSystem(pyfuse3.Operations):
         except KeyError:
             raise FUSEError(errno.ESTALE) from None
 
-    def _attributes(self, inode: Inode) -> EntryAttributes:
+    def _blank(self) -> EntryAttributes:
         entry = EntryAttributes()
-        attributes = inode.attributes
-        entry.st_ino = InodeT(inode.ino)
         entry.generation = 0
         entry.entry_timeout = entry.attr_timeout = FOREVER
-        entry.st_mode = ModeT(attributes.mode)
-        entry.st_uid = attributes.uid
-        entry.st_gid = attributes.gid
-        entry.st_rdev = attributes.rdev
-        entry.st_atime_ns = attributes.atime_ns
-        entry.st_mtime_ns = attributes.mtime_ns
-        entry.st_ctime_ns = attributes.ctime_ns
         entry.st_blksize = self._volume.config.options.chunk_size
+        return entry
+
+    def _attributes(self, inode: Inode) -> EntryAttributes:
+        entry = self._blank()
+        fill(entry, inode.ino, inode.attributes, inode.size)
         if inode.is_dir:
             entry.st_nlink = 2 + inode.node.subdirs if inode.node is not None else 0
             entry.st_size = DIRECTORY_SIZE
             entry.st_blocks = 0
         else:
             entry.st_nlink = 0 if inode.unlinked else 1
-            entry.st_size = inode.size
-            if stat.S_ISLNK(attributes.mode):
+            mode = inode.attributes.mode
+            if stat.S_ISLNK(mode):
                 entry.st_size = len(self._names.link_text(inode))
-            entry.st_blocks = (inode.size + 511) // 512 if stat.S_ISREG(attributes.mode) else 0
+            if not stat.S_ISREG(mode):
+                entry.st_blocks = 0
         return entry
 
     def _entry(self, inode: Inode) -> EntryAttributes:
@@ -302,6 +315,7 @@ class FileSystem(pyfuse3.Operations):
             if not pyfuse3.readdir_reply(token, FileNameT(name), self._attributes(inode), position + 1):
                 return
             position += 1
+        entry = self._blank()
         # By number, not by a slice: of a million entries that would be a copy for each of some thousand calls.
         for number in range(max(0, start_id - 2), len(listing.entries)):
             node = listing.entries[number]
@@ -309,6 +323,13 @@ class FileSystem(pyfuse3.Operations):
             parent = node.parent
             if parent is None or (parent.children or {}).get(node.name) is not node:
                 continue  # removed since
+            glance = None if node.bucket is None else node.bucket.glance(node)
+            if glance is not None:
+                fill(entry, node.ino, *glance)
+                if not pyfuse3.readdir_reply(token, FileNameT(node.name), entry, position):
+                    return
+                self._volume.inodes.doze(node)
+                continue
             inode = self._names.inode_of(node)
             if not pyfuse3.readdir_reply(token, FileNameT(node.name), self._attributes(inode), position):
                 self._volume.inodes.release(inode)

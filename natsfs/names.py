@@ -24,6 +24,7 @@ for themselves.
 from __future__ import annotations
 
 import base64
+import binascii
 import errno
 import re
 from typing import Final
@@ -184,7 +185,8 @@ def marker_of(path: Path) -> str:
 
 def encode_subject(name: str) -> str:
     """The last token of a new object's metadata subject: padded base64url of UTF-8 (ADR-20, as Go does it)."""
-    return base64.urlsafe_b64encode(name.encode("utf-8", "surrogatepass")).decode()
+    token = binascii.b2a_base64(name.encode("utf-8", "surrogatepass"), newline=False).decode()
+    return token.replace("+", "-").replace("/", "_")
 
 
 def decode_subject(token: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import stat
 from collections.abc import Mapping
@@ -28,6 +29,15 @@ _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 def parse_time(text: str) -> int | None:
     """Nanoseconds since the epoch of an RFC 3339 time, or None. Exact, unlike datetime, to the nanosecond."""
+    if len(text) == 30 and text[29] == "Z" and text[19] == "." and text[20:29].isdigit() and text.isascii():
+        # As natsfs writes it. Of a million files most fall on a few seconds.
+        whole_ns = _parse(text[:19] + "Z")
+        return None if whole_ns is None else whole_ns + int(text[20:29])
+    return _parse(text)
+
+
+@functools.lru_cache(1024)
+def _parse(text: str) -> int | None:
     match = _TIME.fullmatch(text)
     if match is None:
         return None
@@ -155,7 +165,8 @@ class Attributes:
 
 def named_ns(values: Mapping[str, str] | None) -> int | None:
     """When an object came under its name, by what its map says: its last rename, else its birth."""
-    values = values or {}
+    if not values:
+        return None
     named = parse_time(values.get("named", ""))
     return parse_time(values.get("btime", "")) if named is None else named
 

@@ -196,6 +196,30 @@ class Bucket:
         node.inode = inode
         return inode
 
+    def wake(self, node: Node) -> Inode:
+        """Make the inode of a node that dozes, with the references that the kernel has."""
+        count = self._inodes.wake(node)
+        inode = self.inode_of(node)
+        inode.nlookup += count
+        return inode
+
+    def glance(self, node: Node) -> tuple[Attributes, int] | None:
+        """Attributes and size of a regular file that nobody has an inode of; None of anything else.
+
+        The caller may hand out the number `node.ino` with them, and let the node doze.
+        """
+        if node.is_dir or (not node.dozing and node.inode is not None):
+            return None
+        meta = node.meta
+        if meta is None or meta.link is not None:
+            return None
+        attributes = self._attributes(node, meta)
+        if attributes.mode & 0o170000 != S_IFREG:
+            return None
+        if not node.dozing and (not node.ino or self._inodes.knows(node.ino)):
+            node.ino = self._number(node, attributes, meta)
+        return attributes, meta.size
+
     def attributes(self, node: Node) -> Attributes:
         """What to store for a node: what its inode says, where the kernel knows it."""
         if node.inode is not None:
@@ -204,18 +228,19 @@ class Bucket:
         attributes.ino = attributes.ino or self._number(node, attributes)
         return attributes
 
-    def _number(self, node: Node, attributes: Attributes) -> Ino:
+    def _number(self, node: Node, attributes: Attributes, meta: Metadata | None = None) -> Ino:
         """The number that the object carries, unless somebody has it; else one that follows from name and version."""
         if attributes.ino > ROOT_INO and not self._inodes.knows(attributes.ino):
             return Ino(attributes.ino)
         name = b"/".join(node.path()).decode("utf-8", "surrogateescape")
         if node.is_dir:
             return self._inodes.number(self.name, self.identity.created, "D", name)
-        nuid = node.meta.nuid if node.meta is not None else ""
+        meta = meta or node.meta
+        nuid = meta.nuid if meta is not None else ""
         return self._inodes.number(self.name, self.identity.created, "F", name, nuid)
 
-    def _attributes(self, node: Node) -> Attributes:
-        meta = node.meta
+    def _attributes(self, node: Node, meta: Metadata | None = None) -> Attributes:
+        meta = meta or node.meta
         if node.is_dir:
             time_ns = meta.time_ns if meta is not None else node.event_ns or self.created_ns
             attributes = Attributes.decode(
@@ -592,7 +617,8 @@ class Bucket:
             effects.append(self._entry(parent, node.name, node.ino))
             if beside is not None:
                 node.children = None
-                node.meta, node.inode, node.ino = beside.meta, beside.inode, beside.ino
+                # The inode first: one that is made only now takes the message along.
+                node.inode, node.meta, node.ino = beside.inode, beside.meta, beside.ino
                 if node.inode is not None:
                     node.inode.node = node
                 parent.subdirs -= 1
@@ -618,7 +644,7 @@ class Bucket:
                 self._parent_attributes(node, effects)
             elif not found.is_dir:
                 beside = Node(self, found, SELF, directory=False)
-                beside.meta, beside.inode, beside.ino = found.meta, found.inode, found.ino
+                beside.inode, beside.meta, beside.ino = found.inode, found.meta, found.ino
                 if beside.inode is not None:
                     beside.inode.node = beside
                 found.children = {SELF: beside}
@@ -748,10 +774,11 @@ class Bucket:
             self._drop_nuid(replaced)
         self._subjects[meta.subject] = meta
         self._add_nuid(meta)
+        inode = node.inode
         node.meta = meta
-        if node.inode is not None and not node.is_dir:
-            node.inode.meta = meta
-            node.inode.name = meta.name
+        if inode is not None and not node.is_dir:
+            inode.meta = meta
+            inode.name = meta.name
 
     def restate(self, node: Node, meta: Metadata, old_subject: str, tombstone_seq: int) -> bool:
         """After a rename: `node` is now the object of `meta`, and its old subject holds a tombstone.

@@ -25,9 +25,23 @@ class Node:
     `ino` is the inode number once somebody asked for it, so that a name keeps its number when the kernel forgets
     the inode. `event_ns` is the time of the newest creation or removal of an entry in a directory that its marker
     does not know of.
+
+    A listing gives the kernel a reference to each entry, and of most of them nothing more is heard. Such a file dozes:
+    `ino` is in use, `dozing` counts the references, and the inode is made as soon as anybody asks for it.
     """
 
-    __slots__ = ("_meta", "bucket", "children", "event_ns", "ino", "inode", "name", "parent", "subdirs")
+    __slots__ = (
+        "_inode",
+        "_meta",
+        "bucket",
+        "children",
+        "dozing",
+        "event_ns",
+        "ino",
+        "name",
+        "parent",
+        "subdirs",
+    )
 
     def __init__(self, bucket: Bucket | None, parent: Node | None, name: bytes, *, directory: bool) -> None:
         self.bucket = bucket
@@ -35,10 +49,23 @@ class Node:
         self.name = name
         self.children: dict[bytes, Node] | None = {} if directory else None
         self._meta: Metadata | bytes | None = None
-        self.inode: Inode | None = None
+        self._inode: Inode | None = None
+        self.dozing = 0
         self.ino = 0
         self.subdirs = 0
         self.event_ns = 0
+
+    @property
+    def inode(self) -> Inode | None:
+        if self.dozing:
+            assert self.bucket is not None
+            return self.bucket.wake(self)
+        return self._inode
+
+    @inode.setter
+    def inode(self, inode: Inode | None) -> None:
+        assert not self.dozing
+        self._inode = inode
 
     @property
     def meta(self) -> Metadata | None:
@@ -185,16 +212,34 @@ class InodeTable:
     """All inodes that are alive, by number."""
 
     def __init__(self) -> None:
-        self._inodes: dict[int, Inode] = {}
+        self._inodes: dict[int, Inode | Node] = {}  # a node that dozes is there in place of its inode
 
     def __len__(self) -> int:
         return len(self._inodes)
 
     def get(self, ino: int) -> Inode:
-        return self._inodes[ino]
+        found = self._inodes[ino]
+        if isinstance(found, Node):
+            inode = found.inode
+            assert inode is not None
+            return inode
+        return found
 
     def all(self) -> list[Inode]:
-        return list(self._inodes.values())
+        """Those that have been made; not of nodes that doze."""
+        return [inode for inode in self._inodes.values() if isinstance(inode, Inode)]
+
+    def doze(self, node: Node) -> None:
+        """The kernel gets a reference to a file that it may never ask about."""
+        assert node.dozing or node.ino not in self._inodes
+        self._inodes[node.ino] = node
+        node.dozing += 1
+
+    def wake(self, node: Node) -> int:
+        """The references that the kernel has to `node`, whose inode is made now."""
+        assert self._inodes.pop(node.ino) is node
+        count, node.dozing = node.dozing, 0
+        return count
 
     def number(self, *key: str | int) -> Ino:
         """A free inode number that is a stable function of `key`."""
@@ -224,7 +269,11 @@ class InodeTable:
     def forget(self, ino: int, count: int) -> None:
         """The kernel gives back `count` of its references."""
         inode = self._inodes.get(ino)
-        if inode is not None:
+        if isinstance(inode, Node):
+            inode.dozing = max(0, inode.dozing - count)
+            if not inode.dozing:
+                del self._inodes[ino]
+        elif inode is not None:
             inode.nlookup -= count
             self.release(inode)
 

@@ -25,6 +25,7 @@ _KNOWN: Final = frozenset(
     {"name", "description", "headers", "metadata", "options", "bucket"}
     | {"nuid", "size", "mtime", "chunks", "digest", "deleted"}
 )
+_KNOWN_OPTIONS: Final = frozenset({"link", "max_chunk_size"})
 
 
 class MalformedMetadata(ValueError):
@@ -124,6 +125,9 @@ def new_nuid() -> str:
     return "".join(digits)
 
 
+_parse: Final = json.JSONDecoder().decode
+
+
 def _integer(value: object) -> int:
     return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else 0
 
@@ -139,7 +143,7 @@ def decode(body: bytes, *, subject: str, seq: int, time_ns: int, op: str | None 
     ``mtime`` (facts, section 2). Only a name is indispensable. Raises `MalformedMetadata`.
     """
     try:
-        data = json.loads(body)
+        data = _parse(body.decode("utf-8", "surrogatepass")) if body.startswith(b'{"') else json.loads(body)
     except (ValueError, RecursionError) as error:
         raise MalformedMetadata(f"not JSON: {error}") from None
     if not isinstance(data, dict):
@@ -161,10 +165,11 @@ def decode(body: bytes, *, subject: str, seq: int, time_ns: int, op: str | None 
     if isinstance(raw_attributes, dict):
         attributes = {key: value for key, value in raw_attributes.items() if isinstance(value, str)} or None
     raw_headers = data.get("headers")
-    other = {key: value for key, value in data.items() if key not in _KNOWN}
-    more_options = {k: v for k, v in options.items() if k not in ("link", "max_chunk_size")}
-    if more_options:
-        other["options"] = more_options
+    other: dict[str, Any] = {}
+    if not data.keys() <= _KNOWN:
+        other = {key: value for key, value in data.items() if key not in _KNOWN}
+    if not options.keys() <= _KNOWN_OPTIONS:
+        other["options"] = {key: value for key, value in options.items() if key not in _KNOWN_OPTIONS}
     return Metadata(
         name=name,
         bucket=bucket,

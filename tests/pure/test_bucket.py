@@ -318,6 +318,37 @@ class BucketMachine(RuleBasedStateMachine):
         inode.pins += pins
 
     @rule(pick=st.integers(0, 99))
+    def list_entry(self, pick: int) -> None:
+        """As a listing does, which makes no inode."""
+        paths = sorted(actual_tree(self.bucket))
+        node = self.node(paths[pick % len(paths)])
+        expected = None if node.is_dir else self.bucket._attributes(node)
+        glance = self.bucket.glance(node)
+        if glance is None:
+            assert node.is_dir or node._inode is not None
+            return
+        assert node.meta is not None
+        assert glance == (expected, node.meta.size)
+        self.table.doze(node)
+
+    @rule(pick=st.integers(0, 99), count=st.integers(1, 2))
+    def forget_dozing(self, pick: int, count: int) -> None:
+        dozing = sorted(ino for ino, found in self.table._inodes.items() if isinstance(found, Node))
+        if dozing:
+            self.table.forget(dozing[pick % len(dozing)], count)
+
+    @rule(pick=st.integers(0, 99))
+    def wake(self, pick: int) -> None:
+        dozing = sorted(ino for ino, found in self.table._inodes.items() if isinstance(found, Node))
+        if dozing:
+            ino = dozing[pick % len(dozing)]
+            node = self.table._inodes[ino]
+            assert isinstance(node, Node)
+            count = node.dozing
+            inode = self.table.get(ino)
+            assert (inode.ino, inode.nlookup, inode.node) == (ino, count, node)
+
+    @rule(pick=st.integers(0, 99))
     def forget(self, pick: int) -> None:
         inodes = sorted(self.table.all(), key=lambda inode: inode.ino)
         if inodes:
@@ -369,8 +400,17 @@ class BucketMachine(RuleBasedStateMachine):
             assert inode.attributes.mode == expected.mode
             assert not inode.unlinked
 
+        dozing = [node for node in self.table._inodes.values() if isinstance(node, Node)]
+        for node in dozing:
+            assert self.bucket.find(node.path()) is node, (
+                "a node that the kernel knows has its place in the tree"
+            )
+
         def walk(node: Node) -> None:
-            if node.inode is not None:
+            if node.dozing:
+                assert self.table._inodes[node.ino] is node
+                assert node._inode is None
+            elif node.inode is not None:
                 assert node.inode.node is node
                 assert self.table.get(node.inode.ino) is node.inode
             for child in (node.children or {}).values():

@@ -304,3 +304,20 @@ def test_a_consumer_that_ends_while_its_stream_is_made_anew(bucket: str, nats_se
         return left
 
     assert trio.run(work) == [0] * 60
+
+
+def test_metadata_is_counted_without_a_listing(with_store: Stores, bucket: str, client: Client) -> None:
+    async def work(store: Store, events: Events) -> None:
+        assert await store.count_metadata(bucket) == 0
+        client.put_many(bucket, [f"o{n}" for n in range(30)])
+        client.put(bucket, "o3", b"again")
+        client.delete(bucket, "o7")
+        assert await store.count_metadata(bucket) == 30, "a tombstone is a message, too"
+        client.rename(bucket, "o1", "o30")
+        client.rename(bucket, "o2", "o3")
+        assert await store.count_metadata(bucket) == 29
+        client.delete_bucket(bucket)
+        assert await store.count_metadata(bucket) is None
+        client.create_bucket(bucket)
+
+    with_store(work)
