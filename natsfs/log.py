@@ -40,6 +40,13 @@ class RedactingFormatter(logging.Formatter):
         return self._redact(super().format(record))
 
 
+def is_news(record: logging.LogRecord) -> bool:
+    """False for one thing: the kernel did not wait for the answer to a release, which it drops when it unmounts."""
+    return record.name != "pyfuse3" or not record.getMessage().startswith(
+        "fuse_release(): fuse_reply_* failed with No such file or directory"
+    )
+
+
 def setup(config: Config, *, foreground: bool, fallback: str) -> None:
     """Set up the root logger: log_file, else standard error (foreground), else syslog, else `fallback`.
 
@@ -68,6 +75,7 @@ def setup(config: Config, *, foreground: bool, fallback: str) -> None:
             errors="backslashreplace",
             delay=True,
         )
+    handler.addFilter(is_news)
     handler.setFormatter(RedactingFormatter(form, Redactor(config.credentials.secrets)))
     # A log that cannot be written (disk full) must not put tracebacks on a standard error that nobody reads.
     logging.raiseExceptions = False

@@ -659,7 +659,21 @@ class Namespace:
                             self._forget(directory, name)
                         return
                 await self._volume.refresh(catalog, subject)
+                if await self._was_replaced_since(catalog, node, old):
+                    await self._remove(catalog, node)
+                    return
             raise refuse(errno.EBUSY, name)
+
+    async def _was_replaced_since(self, catalog: Bucket, node: Node, old: Metadata) -> bool:
+        """Whether a rename that met a conflict was stored all the same, before its answer was lost.
+
+        Then somebody has replaced the object under its new name, and removed the chunks: to promise them again would
+        bury what is there now under a name without content.
+        """
+        if not old.size or old.link is not None or await self._volume.store.prove(catalog.name, old):
+            return False
+        await self._volume.refresh(catalog, old.subject)
+        return node.meta is not None and node.meta.nuid == old.nuid and catalog.find(node.path()) is node
 
     @staticmethod
     def _reapply(operation: Operation, inode: Inode | None, moved: Metadata) -> None:
