@@ -23,7 +23,7 @@ from natsfs.errors import BucketGone, Unreachable
 log = logging.getLogger(__name__)
 
 RETRY = 60.0  # seconds, at least, until a purge that was refused is tried again
-REST = 4  # times as long as a purge took, before the next one
+REST = 1  # times as long as a purge took, before the next one
 ROUND = 1.0  # seconds between two looks at what is due
 
 
@@ -143,7 +143,7 @@ class Purges:
             await trio.sleep(ROUND)
 
     async def _work(self, due: list[Purge], *, gently: bool = False) -> None:
-        """Purge what nothing leads to any more; `gently` leaves most of the time to those who wait for an answer."""
+        """Purge what nothing leads to any more; `gently` leaves half of the time to those who wait for an answer."""
         done, began = 0, trio.current_time()
         for purge in due:
             if purge not in self._waiting:
