@@ -21,6 +21,7 @@ import pyfuse3
 import trio
 
 LOOK = 60e-6  # seconds; a process that runs on another core comes back within 20 to 50
+MOST_SKIPPED = 63  # waits without a look
 TURN = 2e-3  # seconds that requests are answered one after the other, while other tasks wait for their turn
 
 R = TypeVar("R")
@@ -36,6 +37,7 @@ class Reading:
         self._fd = -1
         self._poll = select.poll()
         self._turn_ends = 0.0
+        self._in_vain = self._skip = 0
 
     def hand_over(self) -> None:
         """Whoever has read the last request does not come back soon: somebody else is to read."""
@@ -56,11 +58,17 @@ class Reading:
         self._answering = True
 
     def _comes(self, deadline: float) -> bool:
-        """Whether there is a request until then."""
+        """Whether there is a request until then. Not looked for where it was in vain again and again."""
+        if self._skip:
+            self._skip -= 1
+            return False
         poll = self._poll.poll
         while not poll(0):
             if perf_counter() > deadline:
+                self._skip = self._in_vain
+                self._in_vain = min(2 * self._in_vain + 1, MOST_SKIPPED)
                 return False
+        self._in_vain = 0
         return True
 
     # --- the lock that pyfuse3 takes around its wait for a request --------------------------------------------
