@@ -22,6 +22,8 @@ from tests.support import CHUNK, digest_of, encode, noise, opened, run, until
 
 MB = 1e6
 LIMIT = 300.0  # seconds for one program
+# async-nats leaves a consumer behind at each get; over the 1,000 that a stream may have it ends the process.
+MOST_GETS = 900
 
 
 def directory(trial: Trial) -> Path:
@@ -114,8 +116,9 @@ def small_files(trial: Trial) -> None:
                 trial.subject.put(path.name, path)
         if trial.wants("diff"):
             trial.subject.cold()
-            with trial.timed("diff", count, reads=4096 * count):
-                for path in source.iterdir():
+            paths = list(source.iterdir())[:MOST_GETS]
+            with trial.timed("diff", len(paths), reads=4096 * len(paths)):
+                for path in paths:
                     trial.subject.get(path.name)
         return
 
@@ -453,7 +456,7 @@ WORKLOADS: tuple[Workload, ...] = (
     Workload(git, ("git-clone", "git-status", "git-status-cold"), STORES),
     Workload(children, ("children",), STORES),
     Workload(idle, ("idle",), ("natsfs", "rclone", "rclone-full")),
-    Workload(fio, tuple(row for row in ROWS if row.startswith("fio-")), STORES, limit=1800, most=3),
+    Workload(fio, tuple(row for row in ROWS if row.startswith("fio-")), STORES, limit=1800, most=2),
     Workload(many_objects, ("many-names", "many-stat", "many-memory"), ("natsfs",), limit=1800, most=1),
 )
 
