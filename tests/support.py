@@ -337,6 +337,15 @@ class Client:
     # Buckets.
 
     def create_bucket(self, name: str, **settings: object) -> None:
+        try:
+            self._create_bucket(name, settings)
+        except RuntimeError as error:
+            # The server has just taken away the folder of all streams, with the last other stream.
+            if "error creating store" not in str(error):
+                raise
+            self._create_bucket(name, settings)
+
+    def _create_bucket(self, name: str, settings: dict[str, object]) -> None:
         self.api(
             f"STREAM.CREATE.OBJ_{name}",
             {

@@ -18,6 +18,7 @@ from natsfs.errors import (
 )
 
 TOO_FAST = 10167  # messages arrive faster than they can be stored
+NO_STORE = 10049  # the stream's folder could not be made
 NOT_BEHIND = 10070  # the stream's last message has not the id that was expected
 
 

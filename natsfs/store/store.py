@@ -23,7 +23,7 @@ from natsfs.errors import BucketGone, MountError, StoreError, Unreachable
 from natsfs.store.consumer import scan
 from natsfs.store.fetch import Fetcher
 from natsfs.store.frames import SMALL_ROOM, Message
-from natsfs.store.jetstream import ApiError, NoResponders
+from natsfs.store.jetstream import NO_STORE, ApiError, NoResponders
 from natsfs.store.layout import Layout
 from natsfs.store.login import Login
 from natsfs.store.publish import HEADERS_ROOM, Base, Known, Publisher, Upload, Uploaded, paced
@@ -35,6 +35,7 @@ log = logging.getLogger(__name__)
 
 WIRE_LIMIT = 10.0  # seconds for the first connection of a wire; the login has just found the server
 RELIST = 1.0  # seconds for the watches to notice a restart of the server as well
+STORE_DELAYS = (0.02, 0.1, 0.5)  # seconds between attempts to create a stream whose folder could not be made
 API_LIMIT = 10.0  # seconds for one attempt at an API request
 
 
@@ -250,6 +251,15 @@ class Store:
             "allow_rollup_hdrs": True,
             "allow_direct": True,
         }
+        for delay in STORE_DELAYS:
+            try:
+                return BucketInfo.of(await self._call_api(f"STREAM.CREATE.OBJ_{name}", config))
+            except ApiError as error:
+                # A server that removes the last other stream takes the folder of all streams away at that moment.
+                if error.err_code != NO_STORE:
+                    raise
+                log.info("bucket %s is created again: %s", name, error)
+                await trio.sleep(delay)
         return BucketInfo.of(await self._call_api(f"STREAM.CREATE.OBJ_{name}", config))
 
     async def delete_bucket(self, name: str) -> None:
