@@ -113,7 +113,8 @@ def write(directory: str, record: Record) -> None:
 
 
 def write_report(directory: str, report: Report) -> None:
-    _write(os.path.join(directory, f"{report.pid}{_REPORT}"), asdict(report))
+    # Nothing takes it away but whoever reads it, so a later process of the same number may have one, too.
+    _write(os.path.join(directory, f"{report.pid}-{report.start}{_REPORT}"), asdict(report))
 
 
 def remove(directory: str, pid: int) -> None:
@@ -147,9 +148,9 @@ def prune(directory: str) -> None:
 
 
 def take_reports(
-    directories: Iterable[str], *, mountpoint: str | None = None, pid: int | None = None
+    directories: Iterable[str], *, mountpoint: str | None = None, daemon: Record | None = None
 ) -> list[Report]:
-    """Read and remove the reports of ended daemons, by mount point or by process."""
+    """Read and remove the reports of ended daemons: those of a mount point, or of one daemon."""
     taken = []
     for directory in directories:
         for name in _names(directory):
@@ -161,7 +162,8 @@ def take_reports(
                 report = Report(**data | {"unsaved": tuple(data["unsaved"])})
             except (TypeError, KeyError):
                 continue
-            if mountpoint in (None, report.mountpoint) and pid in (None, report.pid):
+            of_daemon = daemon is None or (daemon.pid, daemon.start) == (report.pid, report.start)
+            if mountpoint in (None, report.mountpoint) and of_daemon:
                 taken.append(report)
                 with contextlib.suppress(OSError):
                     os.unlink(path)

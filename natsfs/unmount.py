@@ -106,7 +106,7 @@ def holders(mountpoint: str) -> list[str]:
 
 
 def _outcome(folders: list[str], record: registry.Record) -> Outcome:
-    reports = registry.take_reports(folders, pid=record.pid)
+    reports = registry.take_reports(folders, daemon=record)
     return Outcome(unsaved=tuple(line for report in reports for line in report.unsaved))
 
 

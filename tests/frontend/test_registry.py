@@ -92,8 +92,17 @@ def test_reports_are_taken_once(tmp_path: Path) -> None:
         registry.write_report(str(tmp_path), report)
     assert registry.take_reports([str(tmp_path)], mountpoint="/c") == []
     assert registry.take_reports([str(tmp_path)], mountpoint="/a") == [one]
-    assert registry.take_reports([str(tmp_path)], pid=3) == [two]
+    assert registry.take_reports([str(tmp_path)]) == [two]
     assert registry.take_reports([str(tmp_path)]) == []
+
+
+def test_a_report_of_an_earlier_process_with_the_same_number_is_not_of_this_daemon(tmp_path: Path) -> None:
+    earlier = Report(pid=3, start=4, mountpoint="/a", unsaved=("x",))
+    own = Report(pid=3, start=5, mountpoint="/b", unsaved=("y",))
+    for report in (earlier, own):
+        registry.write_report(str(tmp_path), report)
+    assert registry.take_reports([str(tmp_path)], daemon=_record(pid=3, start=5)) == [own]
+    assert registry.take_reports([str(tmp_path)], mountpoint="/a") == [earlier]
 
 
 def test_candidates() -> None:
