@@ -250,9 +250,11 @@ class FileSystem(pyfuse3.Operations):
         if fields.update_size:
             if fh is not None:
                 await self._files.handle(fh).file.truncate(attr.st_size)
+                self._names.truncated(node, self._caller(ctx))
             else:
                 async with self._files.using(node) as file:
                     await file.truncate(attr.st_size)
+                    self._names.truncated(node, self._caller(ctx))
                     if not file.writers:
                         await file.commit()
         changes = {
@@ -262,7 +264,8 @@ class FileSystem(pyfuse3.Operations):
             "atime_ns": attr.st_atime_ns if fields.update_atime else None,
             "mtime_ns": attr.st_mtime_ns if fields.update_mtime else None,
         }
-        # A chown that names nobody comes without any field; it changes ctime all the same.
+        # A chown that names nobody comes without any field; it changes ctime all the same. So does what a write of
+        # somebody else than root takes away of a mode (see `handshake`).
         if not fields.update_size or any(value is not None for value in changes.values()):
             await self._names.set_attributes(node, **changes)
         return self._attributes(node)
@@ -271,7 +274,7 @@ class FileSystem(pyfuse3.Operations):
 
     @answered
     async def getxattr(self, inode: InodeT, name: XAttrNameT, ctx: RequestContext) -> bytes:
-        # First of all, since the kernel asks for security.capability before every write.
+        # First of all, since the kernel asks for security.capability before the first write of each file.
         if not name.startswith(PREFIX):
             raise FUSEError(errno.EOPNOTSUPP)
         return await self._xattrs.get(self._inode(inode), name)
@@ -352,12 +355,19 @@ class FileSystem(pyfuse3.Operations):
         self, parent_inode: InodeT, name: FileNameT, mode: ModeT, flags: FlagT, ctx: RequestContext
     ) -> tuple[FileInfo, EntryAttributes]:
         inode = await self._names.create(self._inode(parent_inode), name, mode, flags, self._caller(ctx))
+        was_there = inode.meta is not None and not flags & os.O_EXCL
         handle = await self._open(inode, flags)
+        if was_there and flags & os.O_TRUNC:
+            self._names.truncated(inode, self._caller(ctx))
         return FileInfo(fh=handle, keep_cache=True), self._entry(inode)
 
     @answered
     async def open(self, inode: InodeT, flags: FlagT, ctx: RequestContext) -> FileInfo:
-        return FileInfo(fh=await self._open(self._inode(inode), flags), keep_cache=True)
+        node = self._inode(inode)
+        handle = await self._open(node, flags)
+        if flags & os.O_TRUNC:
+            self._names.truncated(node, self._caller(ctx))
+        return FileInfo(fh=handle, keep_cache=True)
 
     async def _open(self, inode: Inode, flags: int) -> FileHandleT:
         if flags & os.O_ACCMODE != os.O_RDONLY and inode.bucket is not None:

@@ -910,6 +910,14 @@ class Namespace:
 
     # --- attributes -------------------------------------------------------------------------------------------
 
+    def truncated(self, inode: Inode, caller: Caller) -> None:
+        """Only root may change content without taking the set-id bits away.
+
+        The kernel goes by CAP_FSETID, and at writes asks for it itself; of a truncation only the user is told.
+        """
+        if caller.uid:
+            inode.attributes.drop_privileges()
+
     async def set_attributes(
         self,
         inode: Inode,
@@ -927,8 +935,9 @@ class Namespace:
         if uid is not None or gid is not None:
             attributes.uid = attributes.uid if uid is None else uid
             attributes.gid = attributes.gid if gid is None else gid
-            if stat.S_ISREG(attributes.mode) and mode is None:
-                attributes.drop_privileges()
+        # Without any field: a chown that names nobody, or a write by somebody whose writes take these bits away.
+        if mode is None and atime_ns is None and mtime_ns is None:
+            attributes.drop_privileges()
         if atime_ns is not None:
             attributes.atime_ns = atime_ns
         if mtime_ns is not None:

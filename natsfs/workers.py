@@ -13,12 +13,15 @@ from __future__ import annotations
 
 import select
 from collections.abc import Awaitable, Callable, Coroutine, Generator
+from contextlib import suppress
 from time import perf_counter
 from types import TracebackType
 from typing import Any, TypeVar
 
 import pyfuse3
 import trio
+
+from natsfs.handshake import Handshake
 
 LOOK = 60e-6  # seconds; a process that runs on another core comes back within 20 to 50
 MOST_SKIPPED = 63  # waits without a look
@@ -34,8 +37,8 @@ class Reading:
         self._free = True
         self._answering = False
         self._lot = trio.lowlevel.ParkingLot()
-        self._fd = -1
-        self._poll = select.poll()
+        self._handshake: Handshake | None = None
+        self._poll: select.poll | None = None
         self._turn_ends = 0.0
         self._in_vain = self._skip = 0
 
@@ -48,21 +51,31 @@ class Reading:
 
     async def wait_readable(self, fd: int) -> None:
         """Wait for a request. The worker that holds this is going to answer it, and may come back."""
-        if fd != self._fd:
-            self._fd, self._poll = fd, select.poll()
-            self._poll.register(fd, select.POLLIN)
-        now = perf_counter()
-        if now > self._turn_ends or not self._comes(now + LOOK):
-            await trio.lowlevel.wait_readable(fd)
-            self._turn_ends = perf_counter() + TURN
+        if self._poll is None:
+            await self._open(fd)
+        else:
+            now = perf_counter()
+            if now > self._turn_ends or not self._comes(self._poll.poll, now + LOOK):
+                await trio.lowlevel.wait_readable(fd)
+                self._turn_ends = perf_counter() + TURN
         self._answering = True
 
-    def _comes(self, deadline: float) -> bool:
+    async def _open(self, fd: int) -> None:
+        """The session's first request is FUSE_INIT. libfuse answers it at once: before anybody waits for a second."""
+        if self._handshake is not None:
+            self._handshake.finish()
+            self._poll = select.poll()
+            self._poll.register(fd, select.POLLIN)
+        await trio.lowlevel.wait_readable(fd)
+        if self._handshake is None:
+            with suppress(OSError):  # the session meets the same error when it reads
+                self._handshake = Handshake(fd)
+
+    def _comes(self, poll: Callable[[int], object], deadline: float) -> bool:
         """Whether there is a request until then. Not looked for where it was in vain again and again."""
         if self._skip:
             self._skip -= 1
             return False
-        poll = self._poll.poll
         while not poll(0):
             if perf_counter() > deadline:
                 self._skip = self._in_vain

@@ -140,6 +140,8 @@ class Attributes:
 
     def drop_privileges(self) -> None:
         """What chown(2) takes from a regular file: set-user-ID, and set-group-ID if the group may execute."""
+        if not stat.S_ISREG(self.mode):
+            return
         self.mode &= ~stat.S_ISUID
         if self.mode & stat.S_IXGRP:
             self.mode &= ~stat.S_ISGID

@@ -96,3 +96,18 @@ def test_a_mapping_that_is_stored_after_the_last_close(bucket: str, mount: Mount
     assert "read-only" in kept[0]["reason"]
     assert kept[0]["data"].read_bytes()[20:24] == b"late"
     until(lambda: path.read_bytes()[20:24] == bytes(4))
+
+
+def test_a_small_write_is_one_request(bucket: str, mount: Mounter) -> None:
+    """The kernel asks nothing else before a write: each request is one read(2) of the daemon."""
+    mounted = mount(f"/{bucket}")
+
+    def reads() -> int:
+        return int(Path(f"/proc/{mounted.pid}/io").read_text().split("syscr: ")[1].split()[0])
+
+    with opened(mounted.path / "f", os.O_WRONLY | os.O_CREAT) as fd:
+        os.write(fd, b"x")
+        before = reads()
+        for number in range(500):
+            os.pwrite(fd, bytes(4096), number * 4096)
+        assert 500 <= reads() - before < 600

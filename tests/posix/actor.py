@@ -46,6 +46,12 @@ def append(path, text="more"):
     with open(path, "ab", buffering=0) as file:
         file.write(text.encode())
 
+def overwrite(path):
+    os.close(os.open(path, os.O_WRONLY | os.O_TRUNC))
+
+def create_anew(path, mode):
+    os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode))
+
 def attributes(path):
     s = os.lstat(path)
     return [oct(s.st_mode), s.st_uid, s.st_gid, None if stat.S_ISDIR(s.st_mode) else s.st_size]
@@ -69,7 +75,7 @@ def become(user, group, groups):
     os.setresgid(group, group, group)
     os.setresuid(user, user, user)
 
-OWN = (flock, lock, content, create, append, attributes, execute, count, set_times, become)
+OWN = (flock, lock, content, create, append, overwrite, create_anew, attributes, execute, count, set_times, become)
 OWN = {call.__name__: call for call in OWN}
 
 print(json.dumps(os.getpid()), flush=True)

@@ -200,6 +200,7 @@ def test_set_id_bits_go(both: Both) -> None:
             for call in (
                 ("append",),
                 ("append", ""),
+                ("overwrite",),
                 ("truncate", 2),
                 ("truncate", 4),
                 ("chown", USERS[user][0], USERS[user][1]),
@@ -210,6 +211,10 @@ def test_set_id_bits_go(both: Both) -> None:
             ):
                 name = f"f{next(number)}"
                 steps += [*make(name, mode), (user, call[0], name, *call[1:]), (user, "attributes", name)]
+        steps += make_directory(f"d{mode:o}", 0o777)
+        for user in USERS:
+            name = f"d{mode:o}/{user}"
+            steps += [(user, "create_anew", name, mode), (user, "attributes", name)]
     both.same(lambda top: play(top, *steps))
 
 

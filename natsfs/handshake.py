@@ -1,0 +1,67 @@
+"""The first request of a mount, FUSE_INIT, to which a promise is added that libfuse 3.14 cannot give.
+
+With FUSE_HANDLE_KILLPRIV_V2 (include/uapi/linux/fuse.h, Linux 5.11) the file system takes set-user-ID and set-group-ID
+away itself at a chown, a write or a truncation. A kernel that does not have the promise asks for the attribute
+``security.capability`` before every single write: half of all requests of a program that writes in small pieces.
+
+libfuse answers the request on the descriptor that it read it from. So for this one exchange that number stands for a
+socket, and the answer is brought up to date on its way to the kernel.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+
+HANDLE_KILLPRIV_V2 = 1 << 28
+
+_INIT = 26  # the opcode
+_MOST = 1 << 20  # bytes; the kernel refuses to fill a buffer that is too small for any request
+_OPCODE = 4  # in struct fuse_in_header, of 40 bytes
+_OFFERED = 40 + 12  # `flags` of struct fuse_init_in, behind it
+_ERROR = 4  # in struct fuse_out_header, of 16 bytes
+_WANTED = 16 + 12  # `flags` of struct fuse_init_out, behind it
+
+
+class Handshake:
+    """Begins with FUSE_INIT waiting on `fd`; `finish` comes after the session has read and answered it.
+
+    Raises OSError, as read(2) does, if there is nothing to read; then nothing has been changed.
+    """
+
+    def __init__(self, fd: int) -> None:
+        request = os.read(fd, _MOST)
+        self._fd = fd
+        self._promises = promises(request)
+        self._kernel = os.dup(fd)
+        self._session, session = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with session:
+            os.dup2(session.fileno(), fd, inheritable=False)
+        self._session.setblocking(False)
+        self._session.send(request)
+
+    def finish(self) -> None:
+        """Pass the answer on; from now on `fd` leads to the kernel again."""
+        try:
+            os.write(self._kernel, with_promises(self._session.recv(_MOST), self._promises))
+        finally:
+            os.dup2(self._kernel, self._fd, inheritable=False)
+            os.close(self._kernel)
+            self._session.close()
+
+
+def promises(request: bytes) -> int:
+    """The flags that can be promised to the kernel that sent this; none where it asks for something else."""
+    if len(request) < _OFFERED + 4 or struct.unpack_from("=I", request, _OPCODE)[0] != _INIT:
+        return 0
+    offered: int = struct.unpack_from("=I", request, _OFFERED)[0]
+    return offered & HANDLE_KILLPRIV_V2
+
+
+def with_promises(answer: bytes, flags: int) -> bytes:
+    """An answer to FUSE_INIT with `flags` added; a refusal, and one without flags, stays as it is."""
+    if len(answer) < _WANTED + 4 or struct.unpack_from("=i", answer, _ERROR)[0]:
+        return answer
+    wanted: int = struct.unpack_from("=I", answer, _WANTED)[0]
+    return answer[:_WANTED] + struct.pack("=I", wanted | flags) + answer[_WANTED + 4 :]
