@@ -14,7 +14,7 @@ from pathlib import Path
 
 from benchmarks import processes
 from benchmarks.measure import Results, Sizes
-from benchmarks.rows import ROWS, Bound, Row, Within
+from benchmarks.rows import CALLS, QUANTILES, ROWS, SITUATIONS, Bound, Row, Within
 from benchmarks.subjects import SUBJECTS
 from tests.support import REPOSITORY, program
 
@@ -133,6 +133,8 @@ def tables(
         lines += ["Not run as root: the kernel's caches were not dropped for cold rows.", ""]
     body, failed = [], []
     for row in ROWS.values():
+        if row.key.startswith("visibility-"):
+            continue
         medians = results.medians(row.key)
         texts = []
         for key in subjects:
@@ -151,11 +153,47 @@ def tables(
         verdicts = [judgement(row, bounds, medians) for bounds in (row.floor, row.goal)]
         body.append([row.title, row.unit, *texts, ratio, *verdicts])
     titles = [SUBJECTS[key].title for key in subjects]
-    lines += _table(["work", "unit", *titles, "x", "floor", "goal"], body)
-    if failed:
-        lines += ["", "What fails:", "", *failed]
-    lines += ["", *_proofs(results, subjects), "", *_costs(results, subjects)]
+    parts = [
+        _table(["work", "unit", *titles, "x", "floor", "goal"], body) if body else [],
+        ["What fails:", "", *failed] if failed else [],
+        _visibility(results, subjects),
+        _proofs(results, subjects),
+        _costs(results, subjects),
+    ]
+    for part in filter(None, parts):
+        lines += [*part, ""]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _visibility(results: Results, subjects: Sequence[str]) -> list[str]:
+    """How soon changes show, by situation and call."""
+    columns = [
+        key for key in subjects if any((row, key) in results.values for row in ROWS if "visibility-" in row)
+    ]
+    lines = []
+    for situation, title in SITUATIONS.items():
+        for call, shows in CALLS.items():
+            rows = [ROWS[f"visibility-{situation}-{call}-{name}"] for name in QUANTILES]
+            values = [results.values.get((row.key, key)) for key in columns for row in rows]
+            if not any(values):
+                continue
+            verdicts = [
+                ", ".join(
+                    f"{row.key.rpartition('-')[2]} {told}"
+                    for row in rows
+                    if (told := judgement(row, getattr(row, bounds), results.medians(row.key)))
+                )
+                for bounds in ("floor", "goal")
+            ]
+            lines.append([title, shows, *(cell(found) if found else "" for found in values), *verdicts])
+    if not lines:
+        return []
+    titles = [f"{SUBJECTS[key].title}, {name}" for key in columns for name in QUANTILES]
+    return [
+        "Milliseconds from the moment another client's put has returned:",
+        "",
+        *_table(["while", "until", *titles, "floor", "goal"], lines),
+    ]
 
 
 def _proofs(results: Results, subjects: Sequence[str]) -> list[str]:

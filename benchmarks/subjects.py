@@ -186,6 +186,10 @@ class NatsFS(Bucket, Directory):
                 say(f"{self.key}: {problem}")
             self._mount = None
 
+    def put_elsewhere(self, name: str, content: bytes) -> float:
+        """Another client's put; the time when it returned, by `time.perf_counter`."""
+        return self.place.server.client.put_timed(self.bucket, name, content)
+
     @processes.shielded()
     def cold(self) -> None:
         self._stop()
@@ -246,6 +250,19 @@ class Rclone(Directory):
         self._daemon = processes.start(command, self._log, self._environ)
         processes.wait_for_mount(self._mnt, self._daemon, self._log)
         self.path = self._mnt / "bench"
+
+    def put_elsewhere(self, name: str, content: bytes) -> float:
+        """Another client's put; the time when it returned, by `time.perf_counter`."""
+        command = [program("rclone"), "rcat", f":s3:bench/{name}"]
+        subprocess.run(
+            command,
+            input=content,
+            check=True,
+            timeout=60,
+            env=os.environ | self._environ,
+            capture_output=True,
+        )
+        return time.perf_counter()
 
     def _stop(self) -> None:
         if self._daemon is not None:

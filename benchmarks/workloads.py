@@ -9,15 +9,15 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 from benchmarks import processes
 from benchmarks.measure import Trial, Workload
-from benchmarks.rows import ROWS
-from benchmarks.subjects import CLIENTS, Directory, NatsFS, ObjectClient
+from benchmarks.rows import ROWS, SITUATIONS
+from benchmarks.subjects import CLIENTS, Directory, NatsFS, ObjectClient, Rclone
 from tests.support import CHUNK, digest_of, encode, noise, opened, run, until
 
 MB = 1e6
@@ -181,42 +181,47 @@ def background(script: str, *arguments: Path) -> Iterator[None]:
         process.wait(60)
 
 
-def change_by_another(trial: Trial) -> None:
-    assert isinstance(trial.subject, NatsFS)
-    subject, client = trial.subject, trial.subject.place.server.client
+def visibility(trial: Trial) -> None:
+    """From the moment another client's put returns; the limit is what a change may take to show."""
+    subject = trial.subject
+    assert isinstance(subject, NatsFS | Rclone)
+    limit, changes = (30.0, trial.sizes.changes) if isinstance(subject, NatsFS) else (trial.sizes.patience, 1)
+    if not limit:
+        return
     path = subject.path / "changing"
-    meta = client.put(subject.bucket, path.name, b"")
-    numbers = iter(range(1, 10**9))
+    subject.put_elsewhere(path.name, b"")
+    until(path.exists, limit)
+    works = {
+        "busy": lambda: background(WRITER, subject.path),
+        "copy": lambda: background(COPIER, trial.sources.large, subject.path),
+    }
+    for situation in SITUATIONS:
+        if not trial.wants(*(row for row in ROWS if row.startswith(f"visibility-{situation}-"))):
+            continue
+        if situation != "idle" and not isinstance(subject, NatsFS):
+            continue
+        stats, reads = list[float](), list[float]()
+        with ExitStack() as stack:
+            if work := works.get(situation):
+                stack.enter_context(work())
+            stack.enter_context(trial.costed(f"visibility-{situation}-stat-p50"))
+            for number in range(changes):
+                content = b"%d" % number + bytes(1 + number % 7)
+                returned = subject.put_elsewhere(path.name, content)
+                stats.append(_shows(lambda: os.stat(path).st_size == len(content), returned, limit))  # noqa: B023
+                reads.append(_shows(lambda: path.read_bytes() == content, returned, limit))  # noqa: B023
+        trial.quantiles(f"visibility-{situation}-stat", stats)
+        trial.quantiles(f"visibility-{situation}-read", reads)
 
-    def one() -> float:
-        # Only the metadata is sent anew, with another size: it is what makes a put visible.
-        size = next(numbers)
-        message = meta | {"size": size}
-        start = time.perf_counter()
-        # The acknowledgement is not waited for, the change may show before it.
-        client.loop._loop.call_soon_threadsafe(client.loop._loop.create_task, client._publish_meta(message))
-        while os.stat(path).st_size != size:
-            time.sleep(0.00005)
-            if time.perf_counter() - start > 10:
-                raise TimeoutError("the change does not show")
-        return time.perf_counter() - start
 
-    def all() -> list[float]:
-        seconds = []
-        for _ in range(trial.sizes.changes):
-            seconds.append(one())
-            time.sleep(0.005)
-        return seconds
-
-    os.stat(path)
-    if trial.wants("change-p50", "change-p99"):
-        with trial.costed("change-p50"):
-            seconds = all()
-        trial.quantiles("change", seconds)
-    if trial.wants("change-busy-p50", "change-busy-p99"):
-        with background(WRITER, subject.path), trial.costed("change-busy-p50"):
-            seconds = all()
-        trial.quantiles("change-busy", seconds)
+def _shows(shown: Callable[[], bool], since: float, limit: float) -> float:
+    """Seconds since then, when it shows. Looked for every 50 us at first, later every second."""
+    while not shown():
+        waited = time.perf_counter() - since
+        if waited > limit:
+            raise TimeoutError("the change does not show")
+        time.sleep(0.00005 if waited < 1 else 1)
+    return time.perf_counter() - since
 
 
 def fairness(trial: Trial) -> None:
@@ -432,6 +437,7 @@ def many_objects(trial: Trial) -> None:
 
 DIRECTORIES = ("natsfs", "rclone", "rclone-full", "local", "nothing")
 STORES = ("natsfs", "rclone", "rclone-full", "local")
+VISIBILITY = tuple(row for row in ROWS if row.startswith("visibility-"))
 
 WORKLOADS: tuple[Workload, ...] = (
     Workload(
@@ -445,11 +451,8 @@ WORKLOADS: tuple[Workload, ...] = (
         ("cp", "ls", "ls-again", "diff", "rename", "rm", "cp-p"),
         (*DIRECTORIES, "natsfs-local", *CLIENTS),
     ),
-    Workload(
-        change_by_another,
-        ("change-p50", "change-p99", "change-busy-p50", "change-busy-p99"),
-        ("natsfs",),
-    ),
+    Workload(visibility, VISIBILITY, ("natsfs",), limit=1200),
+    Workload(visibility, VISIBILITY, ("rclone",), limit=1200, most=1),
     Workload(fairness, ("fair-ls-p50", "fair-ls-p99", "fair-read-p50", "fair-read-p99"), STORES),
     Workload(fsync, ("fsync-4k", "fsync-1m", "fsync-64m"), STORES),
     Workload(sqlite, ("sqlite",), STORES),

@@ -70,7 +70,7 @@ def test_a_small_table_is_written(tmp_path: Path) -> None:
 
 
 def test_interrupted_it_takes_everything_down(tmp_path: Path) -> None:
-    bench = start(tmp_path, "--subjects", "natsfs", "--only", "change", "--trials", "1000")
+    bench = start(tmp_path, "--subjects", "natsfs", "--only", "visibility", "--trials", "1000")
     until(lambda: mounted_in(tmp_path), 60, "the first mount")
     time.sleep(0.1)  # anywhere in its work
     bench.send_signal(signal.SIGINT)
