@@ -16,7 +16,7 @@ from natsfs.errors import ChunksGone, Corrupt, StoreError, Unreachable
 from natsfs.store.frames import Message
 from natsfs.store.jetstream import ApiError, NoResponders
 from natsfs.store.layout import Layout, irregular, prove_uniform, uniform
-from natsfs.store.wire import Wire, both, persist
+from natsfs.store.wire import Waiter, Wire, both, persist
 
 # An object of so many chunks is read whole by the request that learns its layout.
 WHOLE = 8
@@ -106,7 +106,7 @@ class Fetcher:
             ended.set()
 
         await self._wire.up(self._limit)
-        reply = self._wire.register(handler, subject)
+        reply = self._wire.register(Waiter(handler, subject))
         try:
             await self._wire.publish(subject, json.dumps(request).encode(), reply)
             while not ended.is_set():

@@ -15,6 +15,7 @@ import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from math import inf
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -33,6 +34,7 @@ DIAL_LIMIT = 4.0  # seconds for one attempt at one server
 WRITE_LIMIT = 20.0  # seconds in which the server has to take what is sent
 PING = 10.0  # seconds of silence after which the server is asked for a sign of life
 SILENCE = 25.0  # seconds of silence after which the connection counts as lost
+LATE = 0.5  # seconds that an answer may be waited for over its limit
 PIECES = 1024  # of what is sent by one system call (IOV_MAX)
 INBOX_SID, FIRST_SID = b"1", 2
 FIRST_DELAY, LAST_DELAY = 0.05, 1.0  # seconds between attempts to connect again
@@ -42,37 +44,60 @@ T = TypeVar("T")
 
 
 @dataclass(slots=True)
-class _Waiter:
+class Waiter:
     handler: Handler
-    subject: str
+    subject: str = ""
 
 
 class Answer:
     """The single reply to a message that was sent."""
 
-    __slots__ = ("_event", "_result")
+    __slots__ = ("_event", "_reply", "_result", "_wire", "deadline", "subject")
 
-    def __init__(self) -> None:
+    def __init__(self, wire: Wire, subject: str) -> None:
+        self.subject = subject
+        self.deadline = inf  # of whoever waits
+        self._wire = wire
+        self._reply = wire.register(self)
         self._event: trio.Event | None = None
         self._result: Message | StoreError | None = None
 
-    def set(self, result: Message | StoreError) -> None:
+    def handler(self, result: Message | StoreError) -> None:
+        self.forget()
         if self._result is None:
+            if isinstance(result, Message) and result.status == 503:
+                result = NoResponders(f"nobody answers on {self.subject}: JetStream is off or starting")
             self._result = result
-            if self._event is not None:
-                self._event.set()
+            self.wake()
+
+    def forget(self) -> None:
+        """What comes from now on is of no use."""
+        self._wire.unregister(self._reply)
+
+    def wake(self) -> None:
+        """Whoever waits goes on, with an answer or without."""
+        self.deadline = inf
+        if self._event is not None:
+            self._event.set()
+            self._event = None
+
+    @property
+    def reply(self) -> bytes:
+        return self._reply
 
     @property
     def arrived(self) -> bool:
         return self._result is not None
 
     async def settled(self, limit: float) -> bool:
-        """Whether the answer, or its loss, is known within `limit` seconds."""
-        if self._result is None:
+        """Whether the answer, or its loss, is known within `limit` seconds, or `LATE` more."""
+        deadline = trio.current_time() + limit
+        while self._result is None and trio.current_time() < deadline:
             if self._event is None:
                 self._event = trio.Event()
-            with trio.move_on_after(limit):
-                await self._event.wait()
+            self.deadline = min(self.deadline, deadline)
+            self._wire.waited_for()
+            await self._event.wait()
         return self._result is not None
 
     async def get(self, limit: float, what: str) -> Message:
@@ -106,11 +131,12 @@ class Wire:
         self._login = login
         self._on_back = on_back
         self._inbox = b"_INBOX." + new_nuid().encode() + b"."
-        self._waiters: dict[bytes, _Waiter] = {}
+        self._waiters: dict[bytes, Waiter | Answer] = {}
+        self._some_wait = trio.Event()
         self._next = 0
         # By subscription id; those of the whole life are made again with every connection.
         self._standing = dict(subscriptions or {})
-        self._listeners: dict[bytes, _Waiter] = {}
+        self._listeners: dict[bytes, Waiter] = {}
         self._next_sid = FIRST_SID
         self._room = room
         self._stream: trio.abc.Stream | None = None
@@ -216,6 +242,7 @@ class Wire:
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._keep_alive, stream)
+                nursery.start_soon(self._expire)
                 while True:
                     for frame in frames:
                         if isinstance(frame, Message):
@@ -266,6 +293,23 @@ class Wire:
             if silent > PING:
                 await self._write((b"PING\r\n",))
 
+    def waited_for(self) -> None:
+        self._some_wait.set()
+
+    async def _expire(self) -> None:
+        """Look after the limits of all answers at once: a time-out of its own costs each as much as decoding it."""
+        while True:
+            await self._some_wait.wait()
+            self._some_wait = trio.Event()
+            await trio.sleep(LATE)
+            now = trio.current_time()
+            for waiter in list(self._waiters.values()):
+                if isinstance(waiter, Answer) and waiter.deadline < inf:
+                    if waiter.deadline < now:
+                        waiter.wake()
+                    else:
+                        self.waited_for()
+
     # --- sending and waiting ----------------------------------------------------------------------------------
 
     @property
@@ -280,11 +324,11 @@ class Wire:
             if scope.cancelled_caught:
                 raise Unreachable(f"the NATS server has been out of reach for {limit:.0f} s")
 
-    def register(self, handler: Handler, subject: str = "") -> bytes:
-        """A reply subject whose messages go to `handler`, until `unregister`; an error replaces them on a loss."""
+    def register(self, waiter: Waiter | Answer) -> bytes:
+        """A reply subject for what `waiter` gets, until `unregister`; an error replaces it on a loss."""
         self._next += 1
         token = b"%d" % self._next
-        self._waiters[token] = _Waiter(handler, subject)
+        self._waiters[token] = waiter
         return self._inbox + token
 
     def unregister(self, reply: bytes) -> None:
@@ -293,7 +337,7 @@ class Wire:
     def _subscribe(self, subject: str, handler: Handler) -> bytes:
         sid = b"%d" % self._next_sid
         self._next_sid += 1
-        self._listeners[sid] = _Waiter(handler, subject)
+        self._listeners[sid] = Waiter(handler, subject)
         return b"SUB %s %s\r\n" % (subject.encode(), sid)
 
     @asynccontextmanager
@@ -366,33 +410,17 @@ class Wire:
         self, *messages: tuple[str, bytes | memoryview, dict[str, str] | None]
     ) -> tuple[Answer, ...]:
         """Publish messages (subject, payload, headers) one right behind the other, each with an answer to come."""
-        answers: list[Answer] = []
-        replies: list[bytes] = []
+        answers = [Answer(self, subject) for subject, _, _ in messages]
         parts: list[bytes | memoryview] = []
         try:
-            for subject, payload, headers in messages:
-                answer, reply = self._answer(subject)
-                answers.append(answer)
-                replies.append(reply)
-                parts += self._frame(subject, payload, reply, headers)
+            for answer, (subject, payload, headers) in zip(answers, messages, strict=True):
+                parts += self._frame(subject, payload, answer.reply, headers)
             await self._write(parts)
         except BaseException:
-            for reply in replies:
-                self.unregister(reply)
+            for answer in answers:
+                answer.forget()
             raise
         return tuple(answers)
-
-    def _answer(self, subject: str) -> tuple[Answer, bytes]:
-        answer = Answer()
-
-        def handler(result: Message | StoreError) -> None:
-            self.unregister(reply)
-            if isinstance(result, Message) and result.status == 503:
-                result = NoResponders(f"nobody answers on {subject}: JetStream is off or starting")
-            answer.set(result)
-
-        reply = self.register(handler, subject)
-        return answer, reply
 
     async def request(self, subject: str, payload: bytes, limit: float) -> Message:
         """One request, one reply, one attempt."""
