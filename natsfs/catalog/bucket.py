@@ -334,10 +334,10 @@ class Bucket:
         Of a million objects nearly all are files that nothing is known of yet, or known as they are: those cost as
         little as they can. None of them changes anything that the kernel could have asked about.
         """
-        if self._pending or (self.loaded and not self._unseen):
+        if self.loaded and not self._unseen:
             return first
         subjects, by_nuid, prefix = self._subjects, self._by_nuid, self.subject_prefix()
-        parent, above, number = self.root, "", first
+        parent, above = self.root, ""
         for number in range(first, len(messages)):
             message = messages[number]
             record = plain(message)
@@ -346,10 +346,8 @@ class Bucket:
             seq, time_ns, name, nuid = record[:4]
             subject = message.subject.decode("utf-8", "replace")
             known = subjects.get(subject)
-            if known is not None and (self._void or not isinstance(known, bytes)):
-                return number
             if known is not None:
-                if peek(known)[:4] != (seq, time_ns, name, nuid):
+                if not isinstance(known, bytes) or peek(known)[:4] != (seq, time_ns, name, nuid):
                     return number
                 self._unseen.discard(subject)
             else:

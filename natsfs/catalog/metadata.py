@@ -164,26 +164,19 @@ def plain(message: Stored) -> Record | None:
         name, nuid, size, chunks = data["name"], data["nuid"], data["size"], data["chunks"]
         digest, options = data["digest"], data["options"]
         chunk_size = options["max_chunk_size"]
-    except (StopIteration, ValueError, LookupError, TypeError, RecursionError):
+        attributes = data.get("metadata")
+        kept: dict[str, str] | bytes | None = compact(attributes) if attributes else None
+    except (StopIteration, ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return None
-    known = 6
-    if "bucket" in data:
-        known += 1
-    if "mtime" in data:
-        known += 1
-    if "deleted" in data:
-        if data["deleted"] is not False:
-            return None
-        known += 1
-    attributes = None
-    if "metadata" in data:
-        attributes = data["metadata"]
+    known = 6 + ("bucket" in data) + ("mtime" in data) + ("metadata" in data) + ("deleted" in data)
+    if kept is None and "metadata" in data:
         if type(attributes) is not dict or not set(map(type, attributes.values())) <= _TEXT_ONLY:
             return None
-        known += 1
+        kept = attributes or None
     if (
         end != len(text)
         or len(data) != known
+        or data.get("deleted", False) is not False
         or len(options) != 1
         or not type(name) is type(nuid) is type(digest) is str
         or not type(size) is type(chunks) is type(chunk_size) is int
@@ -194,12 +187,8 @@ def plain(message: Stored) -> Record | None:
         or chunk_size <= 0
     ):
         return None
-    if attributes:
-        attributes = compact(attributes) or attributes
-    return (
-        *(message.seq, message.time_ns, name, nuid, size, chunks, chunk_size, digest),
-        *(attributes or None, None, None, None),
-    )
+    of_content = (name, nuid, size, chunks, chunk_size, digest)
+    return message.seq, message.time_ns, *of_content, kept, None, None, None
 
 
 def new_nuid() -> str:

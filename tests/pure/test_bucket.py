@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import count, cycle
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
@@ -474,10 +475,9 @@ special = plain | {
 versions = st.lists(st.builds(Metadata, **plain) | st.builds(Metadata, **special), max_size=12)
 
 
-def loaded(metas: list[Metadata], *, short: bool) -> Bucket:
-    """Listed twice, and the second time when it was loaded."""
+def loaded(metas: list[Metadata], times: int, *, short: bool) -> Bucket:
     bucket = Bucket(Identity("b", CREATED), InodeTable(), DEFAULTS, None)
-    for _ in range(2):
+    for _ in range(times):
         bucket.begin_load(bucket.identity, len(metas) // 2)
         for meta in listed(bucket, metas) if short else metas:
             bucket.observe(meta)
@@ -493,14 +493,17 @@ def shown(node: Node) -> object:
     return node.meta, node.ino, node.subdirs, node.event_ns, glance, node.bucket.attributes(node), below
 
 
+@pytest.mark.parametrize("times", [1, 2])
 @settings(max_examples=300)
-@given(versions)
-def test_what_a_listing_takes_in_short_is_what_it_takes_in_at_length(given_: list[Metadata]) -> None:
+@given(given_=versions)
+def test_what_a_listing_takes_in_short_is_what_it_takes_in_at_length(
+    given_: list[Metadata], times: int
+) -> None:
     metas = []
     for seq, meta in enumerate(given_, 1):
         subject = f"$O.b.M.{encode_subject(meta.name)}{meta.subject}"
         metas.append(replace(meta, subject=subject, seq=seq, time_ns=seq * 1000))
-    short, long = loaded(metas, short=True), loaded(metas, short=False)
+    short, long = (loaded(metas, times, short=short) for short in (True, False))
     assert shown(short.root) == shown(long.root)
     assert short.watched_seq == long.watched_seq
     assert short.doubtful == long.doubtful
