@@ -52,6 +52,9 @@ _TOKEN = re.compile(r"\x00|[\ud800-\udfff]|%((?:25)*)(00|D[89A-F][0-9A-F]{2}|24[
 _RAW = re.compile(r"DC[89A-F][0-9A-F]")
 
 
+_URL_SAFE: Final = bytes.maketrans(b"+/", b"-_")
+
+
 class NameRefused(Exception):
     """A path that stands for no object name; `errno` says why (EINVAL or ENAMETOOLONG)."""
 
@@ -100,7 +103,7 @@ def escape_component(component: str) -> bytes:
     """The file name of one component, before it is cut to `NAME_MAX`."""
     if component in _CODE_OF_WHOLE:
         return b"%" + _CODE_OF_WHOLE[component].encode()
-    if "%" not in component and component.isascii() and "\0" not in component:
+    if component.isascii() and "%" not in component and "\0" not in component:
         return component.encode()
     if match := _WHOLE.fullmatch(component):
         return f"%25{match[1]}{match[2]}".encode()
@@ -135,6 +138,12 @@ def _pieces(encoded: bytes) -> list[bytes]:
         encoded = encoded[cut:]
     pieces.append(encoded)
     return pieces
+
+
+def file_name(component: str) -> bytes | None:
+    """The file name of a whole component; None of one that takes several."""
+    encoded = escape_component(component)
+    return encoded if len(encoded) < _PIECE_MIN else None
 
 
 def path_of(name: str) -> Path:
@@ -185,8 +194,8 @@ def marker_of(path: Path) -> str:
 
 def encode_subject(name: str) -> str:
     """The last token of a new object's metadata subject: padded base64url of UTF-8 (ADR-20, as Go does it)."""
-    token = binascii.b2a_base64(name.encode("utf-8", "surrogatepass"), newline=False).decode()
-    return token.replace("+", "-").replace("/", "_")
+    token = binascii.b2a_base64(name.encode("utf-8", "surrogatepass"), newline=False)
+    return token.translate(_URL_SAFE).decode()
 
 
 def decode_subject(token: str) -> str:

@@ -42,9 +42,20 @@ from natsfs.locks import SharedLock
 from natsfs.names import decode_subject, path_of
 from natsfs.notifier import Notifier
 from natsfs.purges import Purge, Purges
+from natsfs.store.frames import Message
 from natsfs.store.publish import IN_DOUBT, Known
 from natsfs.store.store import BucketInfo, Store
-from natsfs.store.watch import BucketsChanged, Event, Gone, Interrupted, Loaded, Loading, Messages, Suspect
+from natsfs.store.watch import (
+    BucketsChanged,
+    Event,
+    Gone,
+    Interrupted,
+    Loaded,
+    Loading,
+    Messages,
+    Suspect,
+    decode_message,
+)
 
 log = logging.getLogger(__name__)
 
@@ -342,9 +353,9 @@ class Volume:
                 identity = mounted.identify(identity, last_seq, generation)
                 catalog.begin_load(identity, last_seq)
                 mounted.loading_generation = generation
-            case Messages(metas=metas):
+            case Messages(messages=messages):
                 assert catalog is not None
-                await self._observe(catalog, metas)
+                await self._observe(catalog, messages)
             case Loaded():
                 assert catalog is not None
                 first = not catalog.loaded
@@ -371,13 +382,20 @@ class Volume:
                 if catalog is not None and catalog.loaded:
                     self._suspect(catalog, subject)
 
-    async def _observe(self, catalog: Bucket, metas: list[Metadata]) -> None:
+    async def _observe(self, catalog: Bucket, messages: list[Message]) -> None:
         """Apply messages in order; a removal only when the kernel has heard of the entries that appeared before it.
 
         Each directory's notifications have an order of their own. A file that is renamed elsewhere would be under
         no name for whoever asks about the new one, which the kernel believes absent, and then about the old.
         """
-        for meta in metas:
+        metas: list[Metadata] = []
+        number = 0
+        while (number := catalog.enter(messages, number)) < len(messages):
+            meta = decode_message(messages[number])
+            number += 1
+            if meta is None:
+                continue
+            metas.append(meta)
             if meta.deleted:
                 await self.notifier.entries_told()
             try:
@@ -391,7 +409,7 @@ class Volume:
         if catalog.loaded:
             self._suspect_renames(catalog, metas)
             return
-        self._listed += len(metas)
+        self._listed += len(messages)
         if self._listed > FREEZE:
             # What was listed stays: a collection that goes over all of it, time and again, finds nothing.
             self._listed = 0

@@ -6,7 +6,7 @@ only a higher stream sequence counts. The methods return what the kernel has to 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from heapq import heapify, heappop, heappush
 
@@ -30,8 +30,8 @@ from natsfs.catalog.inodes import (
     InodeTable,
     Node,
 )
-from natsfs.catalog.metadata import Metadata, pack, unpack
-from natsfs.names import SELF, Path, encode_subject, path_of
+from natsfs.catalog.metadata import Metadata, Stored, pack, pack_record, peek, plain, unpack
+from natsfs.names import SELF, Path, encode_subject, file_name, path_of
 
 S_IFREG = 0o100000
 S_IFDIR = 0o040000
@@ -185,8 +185,8 @@ class Bucket:
             return node.inode
         attributes = self._attributes(node)
         if not node.ino or self._inodes.knows(node.ino):
-            node.ino = self._number(node, attributes)
-        attributes.ino = attributes.ino or self._number(node, attributes)
+            node.ino = self._number(node, attributes.ino)
+        attributes.ino = attributes.ino or self._number(node, attributes.ino)
         inode = Inode(Ino(node.ino), self, node, attributes)
         if not node.is_dir and (meta := node.meta) is not None:
             node.meta = inode.meta = meta
@@ -210,37 +210,42 @@ class Bucket:
         """
         if node.is_dir or (not node.dozing and node.inode is not None):
             return None
-        meta = node.meta
-        if meta is None or meta.link is not None:
-            return None
-        attributes = self._attributes(node, meta)
+        packed = node.packed
+        if packed is not None:
+            _, time_ns, _, nuid, size, _, _, _, values, _, _, _ = peek(packed)
+        else:
+            meta = node.meta
+            if meta is None or meta.link is not None:
+                return None
+            time_ns, nuid, size, values = meta.time_ns, meta.nuid, meta.size, meta.attributes
+        attributes = Attributes.of(values, time_ns, self._defaults)
         if attributes.mode & 0o170000 != S_IFREG:
             return None
         if not node.dozing and (not node.ino or self._inodes.knows(node.ino)):
-            node.ino = self._number(node, attributes, meta)
-        return attributes, meta.size
+            node.ino = self._number(node, attributes.ino, nuid)
+        return attributes, size
 
     def attributes(self, node: Node) -> Attributes:
         """What to store for a node: what its inode says, where the kernel knows it."""
         if node.inode is not None:
             return node.inode.attributes
         attributes = self._attributes(node)
-        attributes.ino = attributes.ino or self._number(node, attributes)
+        attributes.ino = attributes.ino or self._number(node, attributes.ino)
         return attributes
 
-    def _number(self, node: Node, attributes: Attributes, meta: Metadata | None = None) -> Ino:
-        """The number that the object carries, unless somebody has it; else one that follows from name and version."""
-        if attributes.ino > ROOT_INO and not self._inodes.knows(attributes.ino):
-            return Ino(attributes.ino)
+    def _number(self, node: Node, ino: int, nuid: str | None = None) -> Ino:
+        """The number `ino` that the object carries, unless somebody has it; else one of its name and version."""
+        if ino > ROOT_INO and not self._inodes.knows(ino):
+            return Ino(ino)
         name = b"/".join(node.path()).decode("utf-8", "surrogateescape")
         if node.is_dir:
             return self._inodes.number(self.name, self.identity.created, "D", name)
-        meta = meta or node.meta
-        nuid = meta.nuid if meta is not None else ""
+        if nuid is None:
+            nuid = node.meta.nuid if node.meta is not None else ""
         return self._inodes.number(self.name, self.identity.created, "F", name, nuid)
 
-    def _attributes(self, node: Node, meta: Metadata | None = None) -> Attributes:
-        meta = meta or node.meta
+    def _attributes(self, node: Node) -> Attributes:
+        meta = node.meta
         if node.is_dir:
             time_ns = meta.time_ns if meta is not None else node.event_ns or self.created_ns
             attributes = Attributes.decode(
@@ -266,9 +271,11 @@ class Bucket:
 
     def touch(self, directory: Node, time_ns: int) -> None:
         """An entry of `directory` came or went."""
-        directory.event_ns = max(directory.event_ns, time_ns)
-        if directory.inode is not None and time_ns > directory.inode.attributes.ctime_ns:
-            directory.inode.attributes.mtime_ns = directory.inode.attributes.ctime_ns = time_ns
+        if time_ns > directory.event_ns:
+            directory.event_ns = time_ns
+        inode = directory.inode
+        if inode is not None and time_ns > inode.attributes.ctime_ns:
+            inode.attributes.mtime_ns = inode.attributes.ctime_ns = time_ns
 
     # --- own operations ---------------------------------------------------------------------------------------
 
@@ -320,6 +327,53 @@ class Bucket:
         self.loaded = True
         self.watched_seq = max(self.watched_seq, self._listed_seq)
         return effects
+
+    def enter(self, messages: Sequence[Stored], first: int) -> int:
+        """Take in messages of a listing, from number `first` on; returns the number of the one it leaves to `observe`.
+
+        Of a million objects nearly all are files that nothing is known of yet, or known as they are: those cost as
+        little as they can. None of them changes anything that the kernel could have asked about.
+        """
+        if self.loaded and not self._unseen:
+            return first
+        subjects, by_nuid, prefix = self._subjects, self._by_nuid, self.subject_prefix()
+        parent, above = self.root, ""
+        for number in range(first, len(messages)):
+            message = messages[number]
+            record = plain(message)
+            if record is None:
+                return number
+            seq, time_ns, name, nuid = record[:4]
+            subject = message.subject.decode("utf-8", "replace")
+            known = subjects.get(subject)
+            if known is not None:
+                if not isinstance(known, bytes) or peek(known)[:4] != (seq, time_ns, name, nuid):
+                    return number
+                self._unseen.discard(subject)
+            else:
+                folder, _, last = name.rpartition("/")
+                part = file_name(last)
+                if self.loaded or subject != prefix + encode_subject(name) or not last or part is None:
+                    return number
+                noted = named_ns(record[8])
+                entry_ns = time_ns if noted is None else noted
+                if name[: -len(last)] != above:
+                    above = name[: -len(last)]
+                    parent = self._make_directory(path_of(folder) if above else (), entry_ns, [])
+                assert parent.children is not None
+                if part in parent.children:
+                    return number
+                node = self.add_node(parent, part, directory=False)
+                if entry_ns > parent.event_ns:
+                    self.touch(parent, entry_ns)
+                packed = pack_record(record)
+                node.pack(packed)
+                subjects[subject] = packed
+                if nuid and by_nuid.setdefault(nuid, subject) is not subject:
+                    self._add_nuid(nuid, subject)
+            if seq > self.watched_seq:
+                self.watched_seq = seq
+        return len(messages)
 
     def observe(self, meta: Metadata) -> list[Effect]:
         """A message from the watcher."""
@@ -376,7 +430,7 @@ class Bucket:
                 self._remove(node, self._entry_time(meta), effects)
         else:
             self._subjects[subject] = meta
-            self._add_nuid(meta)
+            self._add_nuid(meta.nuid, meta.subject)
             if self._ages is not None:
                 heappush(self._ages, (meta.time_ns, meta.seq, subject))
             self._bind(meta, inode, effects)
@@ -419,13 +473,13 @@ class Bucket:
             self._unbind(known, known.time_ns, effects)
         return effects
 
-    def _add_nuid(self, meta: Metadata) -> None:
-        if meta.nuid:
-            others = self._by_nuid.setdefault(meta.nuid, meta.subject)
+    def _add_nuid(self, nuid: str, subject: str) -> None:
+        if nuid:
+            others = self._by_nuid.setdefault(nuid, subject)
             if isinstance(others, list):
-                others.append(meta.subject)
-            elif others != meta.subject:
-                self._by_nuid[meta.nuid] = [others, meta.subject]
+                others.append(subject)
+            elif others != subject:
+                self._by_nuid[nuid] = [others, subject]
 
     def _drop_nuid(self, meta: Metadata) -> None:
         subjects = self._by_nuid.get(meta.nuid)
@@ -442,9 +496,9 @@ class Bucket:
     def _bind(self, meta: Metadata, inode: Inode | None, effects: list[Effect]) -> None:
         if meta.is_marker:
             if meta.name.strip("/"):
-                node = self._make_directory(path_of(meta.name[:-1]), meta, effects)
+                node = self._make_directory(path_of(meta.name[:-1]), self._entry_time(meta), effects)
             else:
-                node = self._make_directory(path_of(meta.name)[:-1], meta, effects)
+                node = self._make_directory(path_of(meta.name)[:-1], self._entry_time(meta), effects)
             if self._is_shadow(node.meta, meta):
                 return
             node.meta = meta
@@ -454,7 +508,7 @@ class Bucket:
                 effects.append(AttributesChanged(node.inode.ino))
             return
         path = path_of(meta.name)
-        parent = self._make_directory(path[:-1], meta, effects)
+        parent = self._make_directory(path[:-1], self._entry_time(meta), effects)
         assert parent.children is not None
         name = path[-1]
         found = parent.children.get(name)
@@ -629,7 +683,8 @@ class Bucket:
             self._parent_attributes(parent, effects)
             node = parent
 
-    def _make_directory(self, path: Path, meta: Metadata, effects: list[Effect]) -> Node:
+    def _make_directory(self, path: Path, time_ns: int, effects: list[Effect]) -> Node:
+        """The directory `path`, with what is missing above it; `time_ns` is when that came."""
         node = self.root
         for part in path:
             assert node.children is not None
@@ -637,9 +692,9 @@ class Bucket:
             if found is None:
                 found = self.add_node(node, part, directory=True)
                 if self.loaded:
-                    self.touch(node, self._entry_time(meta))
+                    self.touch(node, time_ns)
                 else:
-                    self._made.append((found, self._entry_time(meta)))
+                    self._made.append((found, time_ns))
                 effects.append(self._entry(node, part))
                 self._parent_attributes(node, effects)
             elif not found.is_dir:
@@ -773,7 +828,7 @@ class Bucket:
         if replaced is not None:
             self._drop_nuid(replaced)
         self._subjects[meta.subject] = meta
-        self._add_nuid(meta)
+        self._add_nuid(meta.nuid, meta.subject)
         inode = node.inode
         node.meta = meta
         if inode is not None and not node.is_dir:

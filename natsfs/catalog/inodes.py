@@ -83,8 +83,12 @@ class Node:
     def has_meta(self) -> bool:
         return self._meta is not None
 
+    @property
+    def packed(self) -> bytes | None:
+        """The message in the form of `metadata.pack`, if it is kept so; whoever asks for it gets it made anew."""
+        return self._meta if isinstance(self._meta, bytes) else None
+
     def pack(self, packed: bytes) -> None:
-        """Keep the message in this form; whoever asks for it gets it made anew."""
         self._meta = packed
 
     @property
@@ -241,16 +245,15 @@ class InodeTable:
         count, node.dozing = node.dozing, 0
         return count
 
-    def number(self, *key: str | int) -> Ino:
+    def number(self, *key: str) -> Ino:
         """A free inode number that is a stable function of `key`."""
-        salt = 0
+        text = "\0".join(key)
         while True:
-            text = "\0".join(str(part) for part in key) + "\0" * salt
             digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
             number = int.from_bytes(digest, "big") >> 1
             if number > ROOT_INO and number not in self._inodes:
                 return Ino(number)
-            salt += 1
+            text += "\0"
 
     def fresh(self) -> Ino:
         """A number for something new."""

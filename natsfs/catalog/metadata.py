@@ -7,10 +7,11 @@ import marshal
 import re
 import secrets
 import stat
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
-from natsfs.catalog.attributes import format_time
+from natsfs.catalog.attributes import compact, expand, format_time
 from natsfs.names import encode_subject
 
 _NUID_DIGITS: Final = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
@@ -79,23 +80,52 @@ class Metadata:
             return True
 
 
+# What of a message is kept, packed, for as long as nobody asks for more: sequence, time, name, nuid, size, chunks,
+# chunk size, digest, attributes (mostly what `compact` made of them), description, headers, and what else there is.
+Record = tuple[
+    int, int, str, str, int, int, int, str | None, dict[str, str] | bytes | None,
+    str | None, dict[str, list[str]] | None, dict[str, Any] | None,
+]  # fmt: skip
+
+
 def pack(meta: Metadata) -> bytes | None:
-    """`meta` in a quarter of its memory, for as long as nobody asks; None if it is not of the common kind."""
+    """`meta` in a quarter of its memory, for as long as nobody asks; None if it is not of the common kind.
+
+    What operation wrote it is of no use any more.
+    """
     subject = f"$O.{meta.bucket}.M.{encode_subject(meta.name)}"
     if meta.deleted or meta.link is not None or meta.subject != subject:
         return None
-    what = (meta.description, meta.headers, meta.attributes, meta.other)
+    attributes = meta.attributes and (compact(meta.attributes) or meta.attributes)
     of_content = (meta.nuid, meta.size, meta.chunks, meta.chunk_size, meta.digest)
+    record: Record = (
+        *(meta.seq, meta.time_ns, meta.name, *of_content),
+        *(attributes, meta.description, meta.headers, meta.other),
+    )
     try:
-        return marshal.dumps((meta.seq, meta.time_ns, meta.op, meta.name, *of_content, *what))
+        return pack_record(record)
     except ValueError:  # nested too deep
         return None
 
 
+def pack_record(record: Record) -> bytes:
+    return marshal.dumps(record)
+
+
+def peek(packed: bytes) -> Record:
+    """What is packed, without a `Metadata`."""
+    record: Record = marshal.loads(packed)
+    return record
+
+
 def unpack(packed: bytes, bucket: str) -> Metadata:
     """What `pack` made this of."""
-    seq, time_ns, op, name, nuid, size, chunks, chunk_size, digest, *what = marshal.loads(packed)
-    description, headers, attributes, other = what
+    # fmt: off
+    (
+        seq, time_ns, name, nuid, size, chunks, chunk_size, digest, attributes,
+        description, headers, other,
+    ) = peek(packed)
+    # fmt: on
     return Metadata(
         name=name,
         bucket=bucket,
@@ -106,13 +136,59 @@ def unpack(packed: bytes, bucket: str) -> Metadata:
         digest=digest,
         description=description,
         headers=headers,
-        attributes=attributes,
+        attributes=expand(attributes) if isinstance(attributes, bytes) else attributes,
         other=other,
         subject=f"$O.{bucket}.M.{encode_subject(name)}",
         seq=seq,
         time_ns=time_ns,
-        op=op,
     )
+
+
+class Stored(Protocol):
+    """A metadata message as a consumer delivers it."""
+
+    subject: bytes
+    data: bytes
+    seq: int
+    time_ns: int
+
+
+def plain(message: Stored) -> Record | None:
+    """What `pack` makes of an object as most are, without a `Metadata` in between. None of all others.
+
+    Nothing is looked at that does not need to be: `decode` reads what is not as every client writes it.
+    """
+    try:
+        text = message.data.decode()
+        data, end = _scan(text, 0)
+        name, nuid, size, chunks = data["name"], data["nuid"], data["size"], data["chunks"]
+        digest, options = data["digest"], data["options"]
+        chunk_size = options["max_chunk_size"]
+        attributes = data.get("metadata")
+        kept: dict[str, str] | bytes | None = compact(attributes) if attributes else None
+    except (StopIteration, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        return None
+    known = 6 + ("bucket" in data) + ("mtime" in data) + ("metadata" in data) + ("deleted" in data)
+    if kept is None and "metadata" in data:
+        if type(attributes) is not dict or not set(map(type, attributes.values())) <= _TEXT_ONLY:
+            return None
+        kept = attributes or None
+    if (
+        end != len(text)
+        or len(data) != known
+        or data.get("deleted", False) is not False
+        or len(options) != 1
+        or not type(name) is type(nuid) is type(digest) is str
+        or not type(size) is type(chunks) is type(chunk_size) is int
+        or not name
+        or not digest
+        or size < 0
+        or chunks < 0
+        or chunk_size <= 0
+    ):
+        return None
+    of_content = (name, nuid, size, chunks, chunk_size, digest)
+    return message.seq, message.time_ns, *of_content, kept, None, None, None
 
 
 def new_nuid() -> str:
@@ -126,6 +202,8 @@ def new_nuid() -> str:
 
 
 _parse: Final = json.JSONDecoder().decode
+_scan: Final[Callable[[str, int], tuple[Any, int]]] = json.JSONDecoder().scan_once  # type: ignore[attr-defined]
+_TEXT_ONLY: Final = frozenset({str})
 
 
 def _integer(value: object) -> int:

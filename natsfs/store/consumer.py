@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
 from typing import Any
 
 import trio
@@ -25,15 +24,6 @@ SILENCE = 3.0  # seconds without any message after which the server is asked abo
 
 API_LIMIT = 10.0  # seconds for one attempt at an API request
 DELETE_LIMIT = 2.0  # seconds for the server to answer each request at the end
-
-
-@dataclass(slots=True)
-class Delivered:
-    """`headers` is the whole block, as it came; see `frames.Message`."""
-
-    message: Message
-    seq: int
-    time_ns: int
 
 
 def parse_ack(reply: bytes) -> tuple[int, int, int]:
@@ -63,7 +53,7 @@ class Consumer:
         self._filter = filter_subject
         self._headers_only = headers_only
         self._name = "natsfs-" + new_nuid()
-        self._batch: list[Delivered] = []
+        self._batch: list[Message] = []
         self._arrived = trio.Event()
         self._controls: list[str] = []  # to be answered when all before was taken
         self._failure: StoreError | None = None
@@ -118,24 +108,12 @@ class Consumer:
         if isinstance(message, StoreError):
             self.fail(message)
             return
-        self.heard = trio.current_time()
-        status = message.status
-        if status == 100:
-            # A flow control request, or a heartbeat of a stalled consumer, has to be answered.
-            answer = message.reply or message.header(b"Nats-Consumer-Stalled")
-            if answer:
-                self._controls.append(answer.decode())
-            elif int(message.header(b"Nats-Last-Consumer") or 0) > self._last:
-                self.fail(Unreachable("the watch has missed messages"))
-            else:
-                self.idle = True
-            self._arrived.set()
-            return
-        if status is not None:
-            self.fail(Unreachable(f"the consumer ended: {status} {message.description}"))
+        self.heard = self._wire.heard
+        if message.headers and (status := message.status) is not None:
+            self._told(message, status)
             return
         try:
-            seq, consumer_seq, time_ns = parse_ack(message.reply)
+            message.seq, consumer_seq, message.time_ns = parse_ack(message.reply)
         except (ValueError, IndexError):
             self.fail(Unreachable(f"the consumer sent what it should not: {message.reply!r}"))
             return
@@ -144,10 +122,25 @@ class Consumer:
             return
         self._last = consumer_seq
         self.idle = False
-        self._batch.append(Delivered(message, seq, time_ns))
+        self._batch.append(message)
         self._arrived.set()
 
-    async def messages(self) -> list[Delivered]:
+    def _told(self, message: Message, status: int) -> None:
+        """What the server says of the consumer itself."""
+        if status != 100:
+            self.fail(Unreachable(f"the consumer ended: {status} {message.description}"))
+            return
+        # A flow control request, or a heartbeat of a stalled consumer, has to be answered.
+        answer = message.reply or message.header(b"Nats-Consumer-Stalled")
+        if answer:
+            self._controls.append(answer.decode())
+        elif int(message.header(b"Nats-Last-Consumer") or 0) > self._last:
+            self.fail(Unreachable("the watch has missed messages"))
+        else:
+            self.idle = True
+        self._arrived.set()
+
+    async def messages(self) -> list[Message]:
         """The messages that came since the last call; empty only after a heartbeat says that there are none."""
         while True:
             if self._failure is not None:
@@ -191,7 +184,7 @@ async def scan(wire: Wire, api_prefix: str, bucket: str, subject: str) -> tuple[
     consumer = Consumer(wire, api_prefix, bucket, subject, headers_only=True)
     async with consumer.running(deliver_policy="all") as pending:
         while len(seqs) < pending and not consumer.drained:
-            for delivered in await consumer.messages():
-                lengths.append(int(delivered.message.header(b"Nats-Msg-Size") or 0))
-                seqs.append(delivered.seq)
+            for message in await consumer.messages():
+                lengths.append(int(message.header(b"Nats-Msg-Size") or 0))
+                seqs.append(message.seq)
     return lengths, seqs

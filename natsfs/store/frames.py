@@ -25,7 +25,8 @@ class ProtocolError(Exception):
 class Message:
     """`headers` is the whole block from its version line on, empty if there is none.
 
-    `sid` is the subscription's id, `reply` the subject for an answer, empty if none is wanted.
+    `sid` is the subscription's id, `reply` the subject for an answer, empty if none is wanted. `seq` and `time_ns` say
+    where in its stream a message that a consumer delivers is stored, and since when.
     """
 
     subject: bytes
@@ -33,6 +34,8 @@ class Message:
     data: bytes
     sid: bytes = b""
     reply: bytes = b""
+    seq: int = 0
+    time_ns: int = 0
 
     @property
     def status(self) -> int | None:
@@ -63,6 +66,10 @@ class Control:
 
 
 _CONTROL: Final = re.compile(rb"(?i)(PING|PONG|\+OK|INFO|-ERR)(?:[ \t]+(.*))?$", re.DOTALL)
+# ``MSG subject sid [reply] length`` and ``HMSG subject sid [reply] header-length length``.
+_MSG: Final = re.compile(rb"MSG +(\S+) +(\S+) +(?:(\S+) +)?()(\d{1,18})\r\n")
+_HMSG: Final = re.compile(rb"HMSG +(\S+) +(\S+) +(?:(\S+) +)?(\d{1,18}) +(\d{1,18})\r\n")
+_H: Final = ord("H")
 
 
 class Frames:
@@ -73,17 +80,15 @@ class Frames:
         self._buffer = bytearray(room)
         self._start = 0
         self._end = 0
-        self._subject = self._sid = self._reply = b""
-        self._header_length = 0
-        self._length = -1  # of the payload that is awaited, -1 where a control line is next
+        self._length = 0  # of the frame that is awaited, as far as that is known
 
     def space(self) -> memoryview:
         """Where the next bytes are to be put; tell `received` how many came."""
         if self._start == self._end:
             self._start = self._end = 0
-        need = max(self._length + 2, 65536)
+        need = max(self._length, 65536)
         if len(self._buffer) - self._start < need:
-            # The tail goes to the front: less than a payload, once in a buffer's length.
+            # The tail goes to the front: less than a frame, once in a buffer's length.
             rest = self._buffer[self._start : self._end]
             if need > len(self._buffer):
                 self._buffer = bytearray(need + self._room)
@@ -96,43 +101,39 @@ class Frames:
 
     def __iter__(self) -> Iterator[Message | Control]:
         """The frames that are complete; what is left waits for more bytes. Raises `ProtocolError`."""
-        while True:
-            if self._length >= 0:
-                stop = self._start + self._length
-                if self._end < stop + 2:
+        buffer, end = self._buffer, self._end
+        view = memoryview(buffer)
+        while (start := self._start) < end:
+            self._length = 0
+            head = (_HMSG if buffer[start] == _H else _MSG).match(buffer, start, end)
+            if head is None:
+                control = self._control()
+                if control is None:
                     return
-                split = self._start + self._header_length
-                view = memoryview(self._buffer)
-                headers = bytes(view[self._start : split]) if self._header_length else b""
-                message = Message(self._subject, headers, bytes(view[split:stop]), self._sid, self._reply)
-                self._start, self._length = stop + 2, -1
-                yield message
+                yield control
                 continue
-            at = self._buffer.find(_CRLF, self._start, self._end)
-            if at < 0:
-                if self._end - self._start > _MOST_CONTROL:
-                    raise ProtocolError("a control line without an end")
+            subject, sid, reply, header_length, length = head.groups(b"")
+            body = head.end()
+            split, stop = body + int(header_length or 0), body + int(length)
+            if split > stop:
+                raise ProtocolError(f"not understood: {head[0][:80]!r}")
+            if end < stop + 2:
+                self._length = stop + 2 - start
                 return
-            line = bytes(memoryview(self._buffer)[self._start : at])
-            self._start = at + 2
-            if line.startswith((b"HMSG ", b"MSG ")):
-                self._begin(line)
-                continue
-            control = _CONTROL.match(line)
-            if control is None:
-                raise ProtocolError(f"not understood: {line[:80]!r}")
-            yield Control(control[1].upper(), control[2] or b"")
+            self._start = stop + 2
+            headers = bytes(view[body:split]) if split > body else b""
+            yield Message(subject, headers, bytes(view[split:stop]), sid, reply)
 
-    def _begin(self, line: bytes) -> None:
-        """``MSG subject sid [reply] length`` or ``HMSG subject sid [reply] header-length length``."""
-        parts = line.split()
-        headers = parts[0] == b"HMSG"
-        try:
-            self._header_length = int(parts[-2]) if headers else 0
-            self._length = int(parts[-1])
-        except (ValueError, IndexError):
-            raise ProtocolError(f"not understood: {line[:80]!r}") from None
-        if len(parts) not in ((5, 6) if headers else (4, 5)) or not 0 <= self._header_length <= self._length:
+    def _control(self) -> Control | None:
+        """The control line that comes next, None if its end has not come."""
+        at = self._buffer.find(_CRLF, self._start, self._end)
+        if at < 0:
+            if self._end - self._start > _MOST_CONTROL:
+                raise ProtocolError("a control line without an end")
+            return None
+        line = bytes(memoryview(self._buffer)[self._start : at])
+        self._start = at + 2
+        control = _CONTROL.match(line)
+        if control is None:
             raise ProtocolError(f"not understood: {line[:80]!r}")
-        self._subject, self._sid = parts[1], parts[2]
-        self._reply = parts[3] if len(parts) == (6 if headers else 5) else b""
+        return Control(control[1].upper(), control[2] or b"")

@@ -14,7 +14,8 @@ import trio
 from natsfs.catalog.bucket import Identity
 from natsfs.catalog.metadata import MalformedMetadata, Metadata, decode
 from natsfs.errors import BucketGone, StoreError, Unreachable
-from natsfs.store.consumer import HEARTBEAT, Consumer, Delivered
+from natsfs.store.consumer import HEARTBEAT, Consumer
+from natsfs.store.frames import Message
 from natsfs.store.wire import Wire
 
 log = logging.getLogger(__name__)
@@ -22,7 +23,7 @@ log = logging.getLogger(__name__)
 OVERDUE = 1.5 * HEARTBEAT  # seconds of silence after which a change is not made without asking the leader
 BACKLOG = 4096  # messages that may wait for their receiver; then the server is made to wait
 OP_HEADER = "Natsfs-Op"
-SLICE = 128  # messages that are decoded, and applied, before other tasks have their turn: some milliseconds
+SLICE = 128  # messages that are applied before other tasks have their turn: some milliseconds
 _OP = OP_HEADER.encode()
 
 
@@ -64,12 +65,12 @@ class Backlog:
 @dataclass(frozen=True, slots=True)
 class Messages:
     bucket: str
-    metas: list[Metadata]
+    messages: list[Message]  # to be read with `decode_message`
     backlog: Backlog
 
     def taken(self) -> None:
         """To be called when they need no memory any more: the watch waits for it."""
-        self.backlog.take(len(self.metas))
+        self.backlog.take(len(self.messages))
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,20 +108,20 @@ class BucketsChanged:
 Event = Loading | Messages | Loaded | Interrupted | Gone | Suspect | BucketsChanged
 
 
-def decode_message(delivered: Delivered) -> Metadata | None:
-    message = delivered.message
+def decode_message(message: Message) -> Metadata | None:
+    """None, and a warning, where it is no metadata."""
     subject = message.subject.decode("utf-8", "replace")
     op = message.header(_OP) if message.headers else None
     try:
         return decode(
             message.data,
             subject=subject,
-            seq=delivered.seq,
-            time_ns=delivered.time_ns,
+            seq=message.seq,
+            time_ns=message.time_ns,
             op=None if op is None else op.decode("utf-8", "replace"),
         )
     except MalformedMetadata as error:
-        log.warning("metadata on %s (sequence %d) is passed over: %s", subject, delivered.seq, error)
+        log.warning("metadata on %s (sequence %d) is passed over: %s", subject, message.seq, error)
         return None
 
 
@@ -211,18 +212,11 @@ class Watch:
             while True:
                 await backlog.room()
                 batch = await consumer.messages()
+                backlog.give(len(batch))
                 for start in range(0, len(batch), SLICE):
-                    metas = []
-                    for delivered in batch[start : start + SLICE]:
-                        self._last_seq = max(self._last_seq, delivered.seq)
-                        meta = decode_message(delivered)
-                        if meta is not None:
-                            metas.append(meta)
-                    if metas:
-                        backlog.give(len(metas))
-                        self._emit(Messages(self._bucket, metas, backlog))
-                    if start + SLICE < len(batch):
-                        await trio.lowlevel.checkpoint()
+                    self._emit(Messages(self._bucket, batch[start : start + SLICE], backlog))
+                if batch:
+                    self._last_seq = max(self._last_seq, batch[-1].seq)
                 seen += len(batch)
                 # A subject that is purged during the listing is never delivered: the heartbeat tells the end then.
                 if not loaded and (seen >= pending or consumer.drained):

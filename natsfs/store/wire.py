@@ -142,7 +142,7 @@ class Wire:
         self._stream: trio.abc.Stream | None = None
         self._writing = Lock()
         self._up = trio.Event()
-        self._heard = 0.0
+        self.heard = 0.0  # when the bytes came that are handled now
         self.last_error = "no attempt yet"
 
     # --- life -------------------------------------------------------------------------------------------------
@@ -237,7 +237,7 @@ class Wire:
 
     async def _serve(self, stream: trio.abc.Stream, frames: Frames) -> None:
         """Until the connection is lost."""
-        self._stream, self._heard = stream, trio.current_time()
+        self._stream, self.heard = stream, trio.current_time()
         self._up.set()
         try:
             async with trio.open_nursery() as nursery:
@@ -258,7 +258,7 @@ class Wire:
                         elif frame.verb == b"-ERR":
                             self._refused(frame.text.decode("utf-8", "replace"))
                     await self._receive(stream, frames)
-                    self._heard = trio.current_time()
+                    self.heard = trio.current_time()
         except* (
             OSError,
             trio.BrokenResourceError,
@@ -287,7 +287,7 @@ class Wire:
     async def _keep_alive(self, stream: trio.abc.Stream) -> None:
         while True:
             await trio.sleep(PING / 2)
-            silent = trio.current_time() - self._heard
+            silent = trio.current_time() - self.heard
             if silent > SILENCE:
                 raise ProtocolError(f"nothing was heard for {silent:.0f} s")
             if silent > PING:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from itertools import count
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import count, cycle
 
-from hypothesis import settings
+import pytest
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from natsfs.catalog.attributes import Defaults
+from natsfs.catalog.attributes import Attributes, Defaults
 from natsfs.catalog.bucket import Bucket, Identity
 from natsfs.catalog.inodes import AttributesChanged, Effect, EntryChanged, InodeTable, Node
-from natsfs.catalog.metadata import Metadata, new_nuid, tombstone
+from natsfs.catalog.metadata import Link, Metadata, encode, new_nuid, tombstone
 from natsfs.names import SELF, Path, encode_subject, path_of
 
 DEFAULTS = Defaults(uid=1, gid=2, file_mode=0o644, dir_mode=0o755)
@@ -65,6 +68,27 @@ def actual_tree(bucket: Bucket) -> Tree:
 
     walk(bucket.root)
     return found
+
+
+@dataclass
+class Message:
+    """As `Stored`."""
+
+    subject: bytes
+    data: bytes
+    seq: int
+    time_ns: int
+
+
+def listed(bucket: Bucket, metas: list[Metadata]) -> Iterator[Metadata]:
+    """Those of a listing that the catalog leaves to `observe`."""
+    messages = [
+        Message(meta.subject.encode(), encode(meta, mtime=CREATED), meta.seq, meta.time_ns) for meta in metas
+    ]
+    number = 0
+    while (number := bucket.enter(messages, number)) < len(messages):
+        yield metas[number]
+        number += 1
 
 
 class BucketMachine(RuleBasedStateMachine):
@@ -291,14 +315,14 @@ class BucketMachine(RuleBasedStateMachine):
         if cut and self.stored:
             # The first attempt breaks off in the middle.
             self.bucket.begin_load(self.identity, self.seq)
-            for meta in list(self.stored.values())[: lost + 1]:
+            for meta in listed(self.bucket, list(self.stored.values())[: lost + 1]):
                 self.check(self.bucket.observe(meta))
         self.bucket.begin_load(self.identity, self.seq)
         if change:
             for subject in self.known:
                 if subject not in self.stored:
                     assert self.bucket.last_seq(subject) == 0, "a sequence of the bucket before"
-        for meta in sorted(self.stored.values(), key=lambda meta: meta.seq):
+        for meta in listed(self.bucket, sorted(self.stored.values(), key=lambda meta: meta.seq)):
             self.check(self.bucket.observe(meta))
         self.check(self.bucket.end_load())
         self.known = {s: meta.seq if meta.deleted else meta for s, meta in self.stored.items()}
@@ -367,7 +391,10 @@ class BucketMachine(RuleBasedStateMachine):
         for subject in [self.subject(name, spelling) for name in NAMES for spelling in SPELLINGS]:
             known = self.known.get(subject, 0)
             assert self.bucket.last_seq(subject) == (known if isinstance(known, int) else known.seq)
-            assert self.bucket.live(subject) == (None if isinstance(known, int) else known)
+            live = self.bucket.live(subject)
+            assert (live and replace(live, op=None)) == (
+                None if isinstance(known, int) else replace(known, op=None)
+            )
 
     @invariant()
     def nuids(self) -> None:
@@ -417,6 +444,99 @@ class BucketMachine(RuleBasedStateMachine):
                 walk(child)
 
         walk(self.bucket.root)
+
+
+# --- a listing, in short and at length ---------------------------------------------------------------------------
+
+MINE = st.builds(
+    lambda kind, **values: Attributes(mode=kind | 0o640, uid=7, gid=8, rdev=0, **values).encode(None),
+    st.sampled_from([stat.S_IFREG, stat.S_IFLNK, stat.S_IFIFO, stat.S_IFDIR]),
+    **{f"{time}_ns": st.integers(-(10**9), 10**12) for time in ("atime", "mtime", "ctime", "btime", "named")},
+    ino=st.integers(-1, 5),
+)
+unusual = st.sampled_from(
+    ["a//b", "./a", "a/..", "é", "a\0", "100%", "%2F", "\ud800", "x" * 300, f"{'y' * 252}/z", '"\\']
+)
+plain = {
+    "name": names | unusual | st.text(alphabet="ab/", min_size=1, max_size=6),
+    "bucket": st.just("b"),
+    "nuid": st.sampled_from(["", "one", "two"]) | st.uuids().map(str),
+    "size": st.integers(0, 2**40),
+    "digest": st.just("SHA-256="),
+    "attributes": st.none() | MINE | st.just({"mode": "600", "btime": "1970-01-01T00:00:05Z"}),
+    "subject": spellings,
+}
+special = plain | {
+    "digest": st.none(),
+    "deleted": st.booleans(),
+    "link": st.none() | st.just(Link("b", "a")),
+    "other": st.none() | st.just({"revision": 3}),
+}
+versions = st.lists(st.builds(Metadata, **plain) | st.builds(Metadata, **special), max_size=12)
+
+
+def loaded(metas: list[Metadata], times: int, *, short: bool) -> Bucket:
+    bucket = Bucket(Identity("b", CREATED), InodeTable(), DEFAULTS, None)
+    for _ in range(times):
+        bucket.begin_load(bucket.identity, len(metas) // 2)
+        for meta in listed(bucket, metas) if short else metas:
+            bucket.observe(meta)
+        bucket.end_load()
+    return bucket
+
+
+def shown(node: Node) -> object:
+    """All that the kernel could ask about."""
+    assert node.bucket is not None
+    glance = node.bucket.glance(node)
+    below = {name: shown(child) for name, child in (node.children or {}).items()}
+    return node.meta, node.ino, node.subdirs, node.event_ns, glance, node.bucket.attributes(node), below
+
+
+@pytest.mark.parametrize("times", [1, 2])
+@settings(max_examples=300)
+@given(given_=versions)
+def test_what_a_listing_takes_in_short_is_what_it_takes_in_at_length(
+    given_: list[Metadata], times: int
+) -> None:
+    metas = []
+    for seq, meta in enumerate(given_, 1):
+        subject = f"$O.b.M.{encode_subject(meta.name)}{meta.subject}"
+        metas.append(replace(meta, subject=subject, seq=seq, time_ns=seq * 1000))
+    short, long = (loaded(metas, times, short=short) for short in (True, False))
+    assert shown(short.root) == shown(long.root)
+    assert short.watched_seq == long.watched_seq
+    assert short.doubtful == long.doubtful
+    for meta in metas:
+        assert short.last_seq(meta.subject) == long.last_seq(meta.subject)
+        assert short.live(meta.subject) == long.live(meta.subject)
+        assert sorted(short.subjects_of_nuid(meta.nuid)) == sorted(long.subjects_of_nuid(meta.nuid))
+
+
+def test_most_of_a_listing_is_taken_in_short() -> None:
+    """What is left to `observe` is a file that other clients' subjects, links or unusual names make special."""
+    names = ["f", "d/f", "d/e/f", "d/g", "é", "100%"]
+    own = Attributes(0o100644, 7, 8, 0, 1, 2, 3, 4, 5).encode(None)
+    metas = [
+        Metadata(
+            name=name,
+            bucket="b",
+            nuid=new_nuid(),
+            digest="SHA-256=",
+            attributes=attributes,
+            subject=f"$O.b.M.{encode_subject(name)}",
+            seq=seq,
+        )
+        for seq, (name, attributes) in enumerate(zip(names, cycle((None, own)), strict=False), 1)
+    ]
+    bucket = Bucket(Identity("b", CREATED), InodeTable(), DEFAULTS, None)
+    for _ in range(2):
+        bucket.begin_load(bucket.identity, len(metas))
+        assert list(listed(bucket, metas)) == []
+        bucket.end_load()
+    assert [path for path, seq in actual_tree(bucket).items() if seq] == [
+        path_of(meta.name) for meta in metas
+    ]
 
 
 TestBucket = BucketMachine.TestCase

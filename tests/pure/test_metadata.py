@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import stat
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -13,7 +13,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from natsfs.catalog.attributes import Attributes, Defaults, format_time, parse_time
+from natsfs.catalog.attributes import Attributes, Defaults, compact, expand, format_time, named_ns, parse_time
 from natsfs.catalog.metadata import (
     DEFAULT_CHUNK_SIZE,
     NUID,
@@ -23,8 +23,13 @@ from natsfs.catalog.metadata import (
     decode,
     encode,
     new_nuid,
+    pack,
+    pack_record,
+    plain,
     tombstone,
+    unpack,
 )
+from natsfs.names import encode_subject
 
 SUBJECT = "$O.gob.M.aGVsbG8="
 NOW = "2026-01-02T03:04:05.678901234Z"
@@ -142,6 +147,95 @@ def test_any_bytes_are_read_or_refused(body: bytes) -> None:
         read(body)
 
 
+# --- what most messages are -------------------------------------------------------------------------------------
+
+BODY = {"nuid": "x" * 22, "size": 5, "mtime": NOW, "chunks": 1, "digest": "SHA-256=A3_M=", "bucket": "gob"}
+CHUNKED = {"options": {"max_chunk_size": 131072}}
+WRITTEN = Attributes(0o100644, 1, 2, 0, 3, -4, 5, 6, 7).encode(None)
+
+
+@dataclass
+class Message:
+    """As `Stored`."""
+
+    data: bytes
+    subject: bytes = SUBJECT.encode()
+    seq: int = 7
+    time_ns: int = 123
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        BODY | CHUNKED,
+        BODY | CHUNKED | {"deleted": False},  # nats-py
+        BODY | CHUNKED | {"metadata": WRITTEN},
+        BODY | CHUNKED | {"metadata": {"k": "v"}},
+        BODY | CHUNKED | {"metadata": {}},
+    ],
+)
+@pytest.mark.parametrize("separators", [(",", ":"), (", ", ": ")])
+def test_what_most_clients_write_is_read_in_short(body: dict[str, Any], separators: tuple[str, str]) -> None:
+    data = json.dumps({"name": "hello"} | body, separators=separators).encode()
+    record = plain(Message(data))
+    assert record is not None
+    assert unpack(pack_record(record), "gob") == read(data)
+
+
+NEARLY = (
+    *(
+        0,
+        1,
+        -1,
+        2**70,
+        True,
+        False,
+        1.0,
+        None,
+        "",
+        "x",
+        "\ud800",
+        [],
+        ["x"],
+        {},
+        {"k": "v"},
+        {"k": 1},
+        WRITTEN,
+    ),
+    *({"max_chunk_size": value} for value in (1, 0, -1, True, 1.0, None, "1")),
+    *({"max_chunk_size": 1, "more": 2}, {"max_chunk_size": 1, "link": {"bucket": "b"}}),
+)
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_what_is_read_in_short_is_what_is_read_at_length(key: str) -> None:
+    """Whatever one key is, or if it is not there."""
+    whole = {"name": "hello", "metadata": WRITTEN} | BODY | CHUNKED
+    bodies = [whole | {key: value} for value in NEARLY]
+    bodies.append({other: value for other, value in whole.items() if other != key})
+    for body in bodies:
+        data = json.dumps(body).encode()
+        record = plain(Message(data))
+        if record is not None:
+            subject = f"$O.gob.M.{encode_subject(record[2])}"
+            assert unpack(pack_record(record), "gob") == replace(read(data), subject=subject), body
+
+
+def test_what_is_not_as_clients_write_it_is_left_alone() -> None:
+    data = json.dumps({"name": "hello"} | BODY | CHUNKED).encode()
+    assert plain(Message(data)) is not None
+    for other in (data + b" ", data + b"x", b" " + data, data[:-1], data.replace(b"hello", b"hell\xff")):
+        assert plain(Message(other)) is None
+
+
+@given(st.binary(max_size=60))
+@example(b'{"name":"a"} ')
+@example(b"[" * 100_000)
+@example(b"9" * 5_000)
+def test_any_bytes_are_left_alone(body: bytes) -> None:
+    assert plain(Message(body)) is None
+
+
 # --- what natsfs writes -----------------------------------------------------------------------------------------
 
 texts = st.text(max_size=20)
@@ -173,6 +267,14 @@ def test_what_is_written_is_read_again(meta: Metadata) -> None:
     body = encode(meta, mtime=NOW)
     assert decode(body, subject=SUBJECT, seq=7, time_ns=123) == meta
     body.decode("utf-8")
+
+
+@given(metadatas)
+def test_what_is_packed_is_there_again(meta: Metadata) -> None:
+    plain_subject = replace(meta, subject=f"$O.gob.M.{encode_subject(meta.name)}")
+    packed = pack(plain_subject)
+    assert (packed is None) == (meta.deleted or meta.link is not None)
+    assert packed is None or unpack(packed, "gob") == plain_subject
 
 
 @given(metadatas)
@@ -314,6 +416,42 @@ def test_attributes_survive_and_leave_the_rest_alone(given_: Attributes, others:
     for key, value in others.items():
         if key not in given_.encode(None):
             assert stored[key] == value
+
+
+SPELLED = (
+    *("0", "-1", "007", "+7", " 7", "1_0", "\u0663", str(2**63 - 1), str(2**63), "", "x"),
+    *("2026-01-02T03:04:05.678901234Z", "9999-01-02T03:04:05.678901234Z", "1812-01-02T03:04:05.678901234Z"),
+    *("2026-02-30T03:04:05.678901234Z", "2026-01-02T24:04:05.678901234Z", "2026-01-02T03:04:60.678901234Z"),
+    *("2026-01-02t03:04:05.678901234Z", "2026-01-02 03:04:05.678901234Z", "2026-01-02T03:04:05.6789012+1Z"),
+    *("202\u0666-01-02T03:04:05.678901234Z", "2026-01-02T03:04:05.67890123\u0664Z"),
+)
+
+
+def test_what_natsfs_wrote_is_kept_in_short() -> None:
+    """Exactly, and read as it would be at length; what is spelled otherwise is left alone."""
+    for key in (*WRITTEN, "named", "rdev", "k"):
+        for text in SPELLED:
+            values = WRITTEN | {key: text}
+            packed = compact(values)
+            if packed is not None:
+                assert list(expand(packed).items()) == list(values.items())
+                assert Attributes.of(packed, 5, DEFAULTS) == Attributes.decode(
+                    values, stat.S_IFREG, 5, DEFAULTS
+                )
+                assert named_ns(packed) == named_ns(values)
+
+
+@given(attributes, st.integers(1, 2**63 - 1))
+def test_natsfs_writes_what_can_be_kept_in_short(given_: Attributes, ino: int) -> None:
+    values = replace(given_, rdev=0, ino=ino).encode(None)
+    packed = compact(values)
+    since_1678 = all(
+        abs(time) < 2**63 for time in (given_.atime_ns, given_.mtime_ns, given_.ctime_ns, given_.btime_ns)
+    )
+    assert (packed is not None) == since_1678
+    if packed is not None:
+        assert expand(packed) == values
+        assert Attributes.of(packed, 5, DEFAULTS) == Attributes.decode(values, stat.S_IFREG, 5, DEFAULTS)
 
 
 def test_a_directory_stays_one_whatever_its_map_says() -> None:

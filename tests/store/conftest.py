@@ -10,10 +10,11 @@ from typing import Any, Protocol, TypeVar
 import pytest
 import trio
 
+from natsfs.catalog.metadata import Metadata
 from natsfs.config import Config, Credentials
 from natsfs.options import Options
 from natsfs.store.store import Store
-from natsfs.store.watch import Event, Messages
+from natsfs.store.watch import Event, Messages, decode_message
 from tests.support import Server
 
 T = TypeVar("T")
@@ -44,8 +45,16 @@ class Events:
                 self._more = trio.Event()
                 await self._more.wait()
 
+    def metas(self, start: int = 0) -> list[Metadata]:
+        return [meta for event in self.all[start:] for meta in metas_of(event)]
+
     def names(self) -> list[str]:
-        return [meta.name for event in self.all if isinstance(event, Messages) for meta in event.metas]
+        return [meta.name for meta in self.metas()]
+
+
+def metas_of(event: Event) -> list[Metadata]:
+    messages = event.messages if isinstance(event, Messages) else []
+    return [meta for message in messages if (meta := decode_message(message)) is not None]
 
 
 class Stores(Protocol):

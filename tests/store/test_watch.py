@@ -19,15 +19,15 @@ from natsfs.store.consumer import Consumer
 from natsfs.store.login import Login
 from natsfs.store.publish import Known
 from natsfs.store.store import Store
-from natsfs.store.watch import BucketsChanged, Event, Gone, Loaded, Loading, Messages, Suspect
+from natsfs.store.watch import BucketsChanged, Event, Gone, Loaded, Loading, Suspect
 from natsfs.store.wire import Wire
-from tests.store.conftest import Events, Stores
+from tests.store.conftest import Events, Stores, metas_of
 from tests.store.test_publish import metadata
 from tests.support import Client, Server, program, until
 
 
 def names(name: str) -> object:
-    return lambda event: isinstance(event, Messages) and any(meta.name == name for meta in event.metas)
+    return lambda event: any(meta.name == name for meta in metas_of(event))
 
 
 def is_loaded(event: Event) -> bool:
@@ -43,14 +43,14 @@ def test_listing_then_changes_in_order(with_store: Stores, bucket: str, client: 
         await events.until(is_loaded)
         assert isinstance(events.all[0], Loading)
         assert events.all[0].identity.name == bucket
-        listed = {meta.name: meta for e in events.all if isinstance(e, Messages) for meta in e.metas}
+        listed = {meta.name: meta for meta in events.metas()}
         assert listed.keys() == {f"old/{n}" for n in range(300)}
         assert [name for name, meta in listed.items() if meta.deleted] == ["old/7"]
         place = len(events.all)
         for number in range(50):
             client.put(bucket, f"new/{number}", b"x")
         await events.until(names("new/49"), start=place)  # type: ignore[arg-type]
-        later = [meta for e in events.all[place:] if isinstance(e, Messages) for meta in e.metas]
+        later = events.metas(place)
         assert [meta.name for meta in later] == [f"new/{n}" for n in range(50)]
         assert [meta.seq for meta in later] == sorted(meta.seq for meta in later)
         assert sum(map(is_loaded, events.all)) == 1
@@ -168,9 +168,7 @@ def test_own_messages_are_recognised(with_store: Stores, bucket: str) -> None:
             op = store.new_op()
             ops[op] = await store.publish(metadata(bucket, f"o{number}"), Known(0), op)
         await events.until(names("o49"))  # type: ignore[arg-type]
-        seen = {
-            meta.op: meta.seq for event in events.all if isinstance(event, Messages) for meta in event.metas
-        }
+        seen = {meta.op: meta.seq for meta in events.metas()}
         assert seen == ops
 
     with_store(work)
