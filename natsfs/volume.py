@@ -205,7 +205,7 @@ class Operation:
         """
         catalog = self._catalog
         before = catalog.live(meta.subject)
-        effects = catalog.apply(meta, inode)
+        effects = catalog.apply(meta, inode, own=True)
         if inode is None:
             # Also to spare directories: one whose entry is invalidated has no path for a shell inside it until
             # somebody looks it up again.
@@ -391,8 +391,11 @@ class Volume:
         metas: list[Metadata] = []
         number = 0
         while (number := catalog.enter(messages, number)) < len(messages):
-            meta = decode_message(messages[number])
+            message = messages[number]
             number += 1
+            if self.store.has_sent(message) and catalog.has_applied(message):
+                continue
+            meta = decode_message(message)
             if meta is None:
                 continue
             metas.append(meta)

@@ -130,7 +130,9 @@ class Bucket:
         """The sequence to expect in a compare-and-swap: 0 where the subject holds nothing."""
         if self._void and subject in self._unseen:
             return 0  # known of another incarnation of the bucket, in which sequences meant something else
-        known = self._known(subject)
+        known = self._subjects.get(subject)
+        if isinstance(known, bytes):
+            return peek(known)[0]
         return 0 if known is None else known if isinstance(known, int) else known.seq
 
     def _known(self, subject: str) -> Metadata | int | None:
@@ -375,6 +377,18 @@ class Bucket:
                 self.watched_seq = seq
         return len(messages)
 
+    def has_applied(self, message: Stored) -> bool:
+        """Whether `message`, which this mount sent, is what is known of its subject, or older than that.
+
+        Nothing of it is decoded. Of others' messages a sequence is no proof: a store that was set back gives
+        them out again.
+        """
+        subject = message.subject.decode("utf-8", "replace")
+        if self._void or subject in self._unseen or self.last_seq(subject) < message.seq:
+            return False
+        self.watched_seq = max(self.watched_seq, message.seq)
+        return True
+
     def observe(self, meta: Metadata) -> list[Effect]:
         """A message from the watcher."""
         self.watched_seq = max(self.watched_seq, meta.seq)
@@ -397,10 +411,11 @@ class Bucket:
             self._subjects[meta.subject] = replace(known, seq=0)
         return self.apply(meta)
 
-    def apply(self, meta: Metadata, inode: Inode | None = None) -> list[Effect]:
+    def apply(self, meta: Metadata, inode: Inode | None = None, *, own: bool = False) -> list[Effect]:
         """A message becomes what the tree shows, unless a newer one of its subject already did.
 
-        `inode` is the own inode whose content this message has committed; the name then leads to it.
+        `inode` is the own inode whose content this message has committed; the name then leads to it. An `own` message
+        is one that somebody here asks about next, so that it is not packed.
         """
         subject = meta.subject
         known = self._known(subject)
@@ -433,7 +448,7 @@ class Bucket:
             self._add_nuid(meta.nuid, meta.subject)
             if self._ages is not None:
                 heappush(self._ages, (meta.time_ns, meta.seq, subject))
-            self._bind(meta, inode, effects)
+            self._bind(meta, inode, effects, own=own)
         return effects
 
     def expired(self, before_ns: int) -> list[str]:
@@ -493,7 +508,7 @@ class Bucket:
 
     # --- the tree ---------------------------------------------------------------------------------------------
 
-    def _bind(self, meta: Metadata, inode: Inode | None, effects: list[Effect]) -> None:
+    def _bind(self, meta: Metadata, inode: Inode | None, effects: list[Effect], *, own: bool = False) -> None:
         if meta.is_marker:
             if meta.name.strip("/"):
                 node = self._make_directory(path_of(meta.name[:-1]), self._entry_time(meta), effects)
@@ -519,7 +534,7 @@ class Bucket:
         if found is None:
             node = self.add_node(parent, name, directory=False)
             self.touch(parent, self._entry_time(meta))
-            if inode is None:
+            if inode is None and not own:
                 self._pack(node, meta)
             else:
                 node.meta = meta
@@ -601,6 +616,12 @@ class Bucket:
         node.ino = 0
         self._pack(node, meta)
         effects.append(self._entry(node.parent, node.name))
+
+    def put_by(self, node: Node) -> None:
+        """Nobody has an inode of `node` any more."""
+        meta = None if node.is_dir or node.packed is not None else node.meta
+        if meta is not None and self.last_seq(meta.subject) == meta.seq:
+            self._pack(node, meta)
 
     def _pack(self, node: Node, meta: Metadata) -> None:
         """`node` shows `meta`, and nobody has an inode of it yet: of a million files most are only listed."""

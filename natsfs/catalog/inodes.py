@@ -288,3 +288,5 @@ class InodeTable:
         node = inode.node
         if node is not None and node.inode is inode:
             node.inode = None
+            if node.bucket is not None:
+                node.bucket.put_by(node)

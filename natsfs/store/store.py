@@ -102,6 +102,7 @@ class Store:
         self._api = f"$JS.{options.domain}.API" if options.domain else "$JS.API"
         self._chunk_size = options.chunk_size
         self._op_prefix = secrets.token_hex(6)
+        self._mark = f"{OP_HEADER}: {self._op_prefix}.".encode()
         self._ops = 0
         self._events: Callable[[Event], None] = lambda event: None
         self._closed = False
@@ -338,6 +339,10 @@ class Store:
         """An operation id, to be registered in the catalog before its message is sent."""
         self._ops += 1
         return f"{self._op_prefix}.{self._ops}"
+
+    def has_sent(self, message: Message) -> bool:
+        """Whether a message of metadata is one that this mount has published."""
+        return self._mark in message.headers
 
     async def publish(self, meta: Metadata, known: Known, op: str, content: bytes | None = None) -> int:
         """See `Publisher.metadata`, and with the content of a single chunk `Publisher.object`."""

@@ -80,11 +80,13 @@ class Message:
     time_ns: int
 
 
+def message_of(meta: Metadata) -> Message:
+    return Message(meta.subject.encode(), encode(meta, mtime=CREATED), meta.seq, meta.time_ns)
+
+
 def listed(bucket: Bucket, metas: list[Metadata]) -> Iterator[Metadata]:
     """Those of a listing that the catalog leaves to `observe`."""
-    messages = [
-        Message(meta.subject.encode(), encode(meta, mtime=CREATED), meta.seq, meta.time_ns) for meta in metas
-    ]
+    messages = [message_of(meta) for meta in metas]
     number = 0
     while (number := bucket.enter(messages, number)) < len(messages):
         yield metas[number]
@@ -168,6 +170,9 @@ class BucketMachine(RuleBasedStateMachine):
     @rule(number=st.integers(1, 5))
     def deliver(self, number: int) -> None:
         for meta in self.queue[:number]:
+            if meta.op is not None and self.bucket.has_applied(message_of(meta)):
+                self.note(meta)
+                continue
             self.check(self.bucket.observe(meta))
             if meta.op in self.running:
                 self.echoed[meta.op] = meta
@@ -198,7 +203,7 @@ class BucketMachine(RuleBasedStateMachine):
         if echo_first:
             self.deliver(len(self.queue))
         if not lost:
-            self.check(self.bucket.apply(stored))
+            self.check(self.bucket.apply(stored, own=True))
             self.note(stored)
         assert stored.op is not None
         self.end(stored.op)
@@ -251,6 +256,20 @@ class BucketMachine(RuleBasedStateMachine):
         for message in (moved, buried):
             if message is not None and message.op is not None:
                 self.end(message.op)
+
+    @rule(pick=st.integers(0, 99))
+    def asked_about_and_forgotten(self, pick: int) -> None:
+        files = sorted(path for path in actual_tree(self.bucket) if not self.node(path).is_dir)
+        if files:
+            node = self.node(files[pick % len(files)])
+            meta = node.meta
+            assert meta is not None
+            inode = self.bucket.inode_of(node)
+            inode.nlookup += 1
+            self.table.forget(inode.ino, 1)
+            assert node.inode is (inode if inode.nlookup or inode.pins else None)
+            assert node.meta is not None
+            assert replace(node.meta, op=None) == replace(meta, op=None)
 
     @rule(pick=st.integers(0, 99), other=st.integers(0, 99), echo=st.integers(0, 2))
     def own_exchange(self, pick: int, other: int, echo: int) -> None:
