@@ -187,8 +187,8 @@ class Bucket:
             return node.inode
         attributes = self._attributes(node)
         if not node.ino or self._inodes.knows(node.ino):
-            node.ino = self._number(node, attributes.ino)
-        attributes.ino = attributes.ino or self._number(node, attributes.ino)
+            node.ino = self._number_of(node, attributes.ino)
+        attributes.ino = attributes.ino or self._number_of(node, attributes.ino)
         inode = Inode(Ino(node.ino), self, node, attributes)
         if not node.is_dir and (meta := node.meta) is not None:
             node.meta = inode.meta = meta
@@ -210,21 +210,21 @@ class Bucket:
 
         The caller may hand out the number `node.ino` with them, and let the node doze.
         """
-        if node.is_dir or (not node.dozing and node.inode is not None):
-            return None
         packed = node.packed
         if packed is not None:
-            _, time_ns, _, nuid, size, _, _, _, values, _, _, _ = peek(packed)
+            _, time_ns, name, nuid, size, _, _, _, values, _, _, _ = peek(packed)
+        elif node.is_dir or (not node.dozing and node.inode is not None):
+            return None
         else:
             meta = node.meta
             if meta is None or meta.link is not None:
                 return None
-            time_ns, nuid, size, values = meta.time_ns, meta.nuid, meta.size, meta.attributes
+            time_ns, name, nuid, size, values = meta.time_ns, meta.name, meta.nuid, meta.size, meta.attributes
         attributes = Attributes.of(values, time_ns, self._defaults)
         if attributes.mode & 0o170000 != S_IFREG:
             return None
         if not node.dozing and (not node.ino or self._inodes.knows(node.ino)):
-            node.ino = self._number(node, attributes.ino, nuid)
+            node.ino = self._number(attributes.ino, "F", name, nuid)
         return attributes, size
 
     def attributes(self, node: Node) -> Attributes:
@@ -232,19 +232,21 @@ class Bucket:
         if node.inode is not None:
             return node.inode.attributes
         attributes = self._attributes(node)
-        attributes.ino = attributes.ino or self._number(node, attributes.ino)
+        attributes.ino = attributes.ino or self._number_of(node, attributes.ino)
         return attributes
 
-    def _number(self, node: Node, ino: int, nuid: str | None = None) -> Ino:
-        """The number `ino` that the object carries, unless somebody has it; else one of its name and version."""
+    def _number(self, ino: int, *version: str) -> Ino:
+        """The number `ino` that an object carries, unless somebody has it; else one that follows from `version`."""
         if ino > ROOT_INO and not self._inodes.knows(ino):
             return Ino(ino)
-        name = b"/".join(node.path()).decode("utf-8", "surrogateescape")
-        if node.is_dir:
-            return self._inodes.number(self.name, self.identity.created, "D", name)
-        if nuid is None:
-            nuid = node.meta.nuid if node.meta is not None else ""
-        return self._inodes.number(self.name, self.identity.created, "F", name, nuid)
+        return self._inodes.number(self.name, self.identity.created, *version)
+
+    def _number_of(self, node: Node, ino: int) -> Ino:
+        """As `_number`: a directory keeps its number whatever its marker says, a file as long as it is the same one."""
+        meta = node.meta
+        if node.is_dir or meta is None:
+            return self._number(ino, "D", b"/".join(node.path()).decode("utf-8", "surrogateescape"))
+        return self._number(ino, "F", meta.name, meta.nuid)
 
     def _attributes(self, node: Node) -> Attributes:
         meta = node.meta

@@ -85,10 +85,12 @@ class Node:
 
     @property
     def packed(self) -> bytes | None:
-        """The message in the form of `metadata.pack`, if it is kept so; whoever asks for it gets it made anew."""
-        return self._meta if isinstance(self._meta, bytes) else None
+        """The message of a file in the form of `metadata.pack`, if it is kept so and the file has no inode."""
+        meta = self._meta
+        return meta if type(meta) is bytes and self._inode is None else None
 
     def pack(self, packed: bytes) -> None:
+        """Keep the message in this form; whoever asks for it gets it made anew."""
         self._meta = packed
 
     @property
