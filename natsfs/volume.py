@@ -13,7 +13,8 @@ import logging
 import os
 import stat
 import time
-from dataclasses import replace
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -56,6 +57,7 @@ EXPIRE = 1.0  # seconds between two looks at what has reached its stream's max_a
 SUSPECTS = 1000  # names that are asked about one by one; of more, the whole list is asked for
 OUTCOME_UNKNOWN = 0  # in place of the sequence that ended a version: it is not known whether it ever was one
 FREEZE = 50_000  # listed objects after which the garbage collector is told to leave what is there alone
+INSIST = 10.0  # seconds, at most, between two attempts at what the store has still to take
 INFO_AGE = 2.0  # seconds for which statfs(2) believes the last answer
 
 
@@ -109,13 +111,28 @@ class Mounted:
         return replace(identity, epoch=identity.epoch + self._set_backs)
 
 
+@dataclass(slots=True)
+class Sent:
+    """A message of an operation that is stored, or may be; `before` is the object that its name led to until then."""
+
+    op: str
+    meta: Metadata
+    expected: int
+    before: Metadata | None
+    seq: int | None = None  # None: whether it is stored is not known
+
+
 class Operation:
-    """A group of own messages: registered, published, applied, in this order, whatever the watcher sees meanwhile."""
+    """A group of own messages: registered, published, applied, in this order, whatever the watcher sees meanwhile.
+
+    `sent` are those that were not refused.
+    """
 
     def __init__(self, volume: Volume, catalog: Bucket) -> None:
         self._volume = volume
         self._catalog = catalog
         self._ops: list[str] = []
+        self.sent: list[Sent] = []
 
     async def __aenter__(self) -> Self:
         return self
@@ -139,10 +156,10 @@ class Operation:
         self._catalog.begin_op(op)
         mounted = self._volume.mounted_of(self._catalog)
         takes, mounted.takes = mounted.takes, False
-        replaces = None  # what is expected may be an own message that is not applied yet
+        replaces = before = None  # what is expected may be an own message that is not applied yet
         if expected and self._catalog.last_seq(meta.subject) == expected:
-            known = self._catalog.live(meta.subject)
-            replaces = "" if known is None else known.nuid
+            before = self._catalog.live(meta.subject)
+            replaces = "" if before is None else before.nuid
         doubtful = not mounted.followed or self._volume.store.is_silent(mounted.name)
         generation = IN_DOUBT if doubtful else mounted.generation
         highest = max(self._catalog.watched_seq, mounted.highest)
@@ -151,17 +168,22 @@ class Operation:
             known = Known(expected, replaces, generation)
             return await self._volume.store.publish(meta, known, op, content)
 
+        sent = Sent(op, meta, expected, before)
+        self.sent.append(sent)
         try:
             try:
-                seq = await send()
+                sent.seq = seq = await send()
             except BucketFull:
                 # What waits for its grace time to pass is room.
                 if content is not None or not self._volume.purges.hurry(self._catalog.name):
                     raise
                 await self._volume.purges.settle(self._catalog.name)
-                seq = await send()
-        except Conflict:
-            mounted.takes = takes
+                sent.seq = seq = await send()
+        except StoreError as error:
+            if isinstance(error, Conflict):
+                mounted.takes = takes
+            if not isinstance(error, Unreachable):
+                self.sent.remove(sent)
             raise
         mounted.takes = True
         mounted.acknowledged(seq, self._volume.store.generation)
@@ -185,6 +207,29 @@ class Operation:
         self._catalog.begin_op(op)
         await volume.store.publish(tombstone(meta), Known(meta.seq), op)
         raise Conflict(f"bucket {mounted.name} was made again or restored meanwhile", 0)
+
+    async def take_back(self, sent: Sent, mine: set[str]) -> None:
+        """Let the name of a message of this or an earlier operation lead again to what it led to before.
+
+        What somebody else has put there since stays: a message of another operation than those in `mine`, to which
+        the new one is added.
+        """
+        volume, before = self._volume, sent.before
+        found = await volume.store.metadata(self._catalog.name, sent.meta.subject)
+        there = 0 if found is None else found.seq
+        # One that has not arrived may still do so: another one in its stead raises the sequence that it expects.
+        may_arrive = sent.seq is None and there == sent.expected
+        if not may_arrive and (found is None or found.op not in mine):
+            return
+        if before is not None and not await volume.is_whole(self._catalog, before):
+            return  # whoever replaced it under its other name has removed its content
+        known = len(self.sent)
+        try:
+            self.apply(await self.publish(tombstone(sent.meta) if before is None else before, there))
+        except Conflict:
+            pass
+        finally:
+            mine.update(one.op for one in self.sent[known:] if one.meta.subject == sent.meta.subject)
 
     def apply(self, meta: Metadata, inode: Inode | None = None) -> None:
         """Make a published message what the tree shows.
@@ -724,6 +769,32 @@ class Volume:
 
     def operation(self, catalog: Bucket) -> Operation:
         return Operation(self, catalog)
+
+    async def is_whole(self, catalog: Bucket, meta: Metadata) -> bool:
+        """Whether all content of a version is stored. Most clients remove that of what they replace."""
+        return not meta.size or meta.link is not None or await self.store.prove(catalog.name, meta)
+
+    def until_done(self, what: str, work: Callable[[], Awaitable[None]]) -> None:
+        """Do in the background what the store did not answer to, or had no room for, until it has."""
+
+        async def insist() -> None:
+            delay = 0.1
+            while True:
+                await trio.sleep(delay)
+                try:
+                    await work()
+                except BucketGone:
+                    return
+                except (Unreachable, BucketFull) as error:
+                    log.info("%s waits: %s", what, error)
+                    delay = min(delay * 2, INSIST)
+                except Exception as error:
+                    log.error("%s failed: %s", what, error)
+                    return
+                else:
+                    return
+
+        self._nursery.start_soon(insist)
 
     def check_writable(self, catalog: Bucket) -> None:
         if catalog.read_only_because is not None:
