@@ -162,7 +162,7 @@ class Operation:
             replaces = "" if before is None else before.nuid
         doubtful = not mounted.followed or self._volume.store.is_silent(mounted.name)
         generation = IN_DOUBT if doubtful else mounted.generation
-        highest = max(self._catalog.watched_seq, mounted.highest)
+        highest = max(self._catalog.stored_seq, mounted.highest)
 
         async def send() -> int:
             known = Known(expected, replaces, generation)
@@ -519,8 +519,13 @@ class Volume:
 
     async def refresh_all(self, catalog: Bucket) -> None:
         """Compare the live objects with the subjects that are stored: a purge may have gone unheard."""
-        known = catalog.live_subjects()
+        known = {subject: catalog.last_seq(subject) for subject in catalog.live_subjects()}
         stored = await self.store.subjects(catalog.name, f"$O.{catalog.name}.M.>")
+        if not stored:
+            # Everything was purged: one answer says it all.
+            for subject, seq in known.items():
+                self.notifier.send(catalog.purged(subject, seq))
+            known = {}
         # The pages of the answer are no snapshot: a subject may have slipped from one to another between two of them.
         for subject in catalog.doubtful.union(subject for subject in known if subject not in stored):
             await self.refresh(catalog, subject)
@@ -833,7 +838,9 @@ class Volume:
         if catalog.subjects_of_nuid(purge.nuid):
             return False
         if catalog.watched_seq < purge.seq:
-            return None
+            newest = await self.store.newest_metadata(purge.bucket)
+            if catalog.watched_seq < newest:
+                return None
         meta = await self.store.metadata(purge.bucket, purge.subject)
         if meta is not None and meta.nuid == purge.nuid:
             return False

@@ -109,11 +109,12 @@ class Bucket:
         # Of a listing: directories, whose markers may follow behind their entries; tombstones, whose directories may.
         self._made: list[tuple[Node, int]] = []
         self._removals: list[Metadata] = []
-        self._listed_seq = 0
-        # Subjects of which a listing had an older message than was known: a replica that lags, or a store that was
-        # set back. The leader knows which.
+        self._heard = 0  # the highest sequence that the last listing has had
+        # Subjects of which a listing had an older message than was known, or none: a replica that lags, a store that
+        # was set back, or a purge. The leader knows which.
         self.doubtful: set[str] = set()
         self.watched_seq = 0  # everything up to this stream sequence has been taken in
+        self.stored_seq = 0  # the stream has had at least so many
 
     # --- asking -----------------------------------------------------------------------------------------------
 
@@ -297,15 +298,22 @@ class Bucket:
         self._unseen = {
             subject for subject in self._subjects if self._void or self.last_seq(subject) <= last_seq
         }
-        self._listed_seq = last_seq
+        self._heard = 0
         if self._void:
-            self.watched_seq = 0
+            self.watched_seq = self.stored_seq = 0
+        self.stored_seq = max(self.stored_seq, last_seq)
 
     def end_load(self) -> list[Effect]:
-        """What the listing did not mention is gone."""
+        """What the listing did not mention is gone, if it is older than something that was mentioned.
+
+        The listing may be that of a replica that lags behind what is known, but it leaves out nothing in between.
+        """
         effects: list[Effect] = []
         for subject in self._unseen:
-            effects += self.purged(subject)
+            if self._void or self.last_seq(subject) <= self._heard:
+                effects += self.purged(subject)
+            else:
+                self.doubtful.add(subject)
         self._unseen = set()
         self._void = False
         for node, time_ns in self._made:
@@ -318,12 +326,13 @@ class Bucket:
                 self.touch(parent, self._entry_time(meta))
         self._removals = []
         self.loaded = True
-        self.watched_seq = max(self.watched_seq, self._listed_seq)
         return effects
 
     def observe(self, meta: Metadata) -> list[Effect]:
         """A message from the watcher."""
+        self._heard = max(self._heard, meta.seq)
         self.watched_seq = max(self.watched_seq, meta.seq)
+        self.stored_seq = max(self.stored_seq, meta.seq)
         return self.learn(meta)
 
     def learn(self, meta: Metadata) -> list[Effect]:

@@ -293,6 +293,11 @@ class Store:
         pending = message.header(b"Nats-Num-Pending")
         return None if pending is None else int(pending) + 1
 
+    async def newest_metadata(self, bucket: str) -> int:
+        """The sequence of the newest metadata message, by the word of the stream's leader; 0 if there is none."""
+        message = await self._small.leader_get(bucket, {"last_by_subj": f"$O.{bucket}.M.>"})
+        return 0 if message is None else int(message["seq"])
+
     # --- watching ---------------------------------------------------------------------------------------------
 
     async def watch(self, bucket: str) -> None:

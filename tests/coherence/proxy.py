@@ -16,6 +16,7 @@ class Proxy:
 
     def __init__(self, target: int) -> None:
         self.cuts = 0
+        self.away = False  # whether new connections are refused
         self._target = target
         self._pairs: set[tuple[socket.socket, socket.socket]] = set()
         self._lock = threading.Lock()
@@ -29,6 +30,9 @@ class Proxy:
                 near, _ = self._listener.accept()
             except OSError:
                 return
+            if self.away:
+                near.close()
+                continue
             try:
                 far = socket.create_connection(("127.0.0.1", self._target))
             except OSError:
@@ -101,6 +105,22 @@ class _Frames:
             frame, rest = rest[:size], rest[size:]
             yield (frame, found[2], found[3]) if found else (frame, b"", b"")
         self._rest = rest
+
+
+class Lagging(Proxy):
+    """While it `lags` a watch begins as at a replica that has nothing of the stream yet."""
+
+    lags = False
+
+    def _sent(self) -> Callable[[bytes], bytes]:
+        frames = _Frames()
+        listing = b'"last_per_subject"'
+
+        def sift(data: bytes) -> bytes:
+            passed = b"".join(frame for frame, _, _ in frames.of(data))
+            return passed.replace(listing, b'"new"'.ljust(len(listing))) if self.lags else passed
+
+        return sift
 
 
 class Gate(Proxy):
