@@ -80,6 +80,10 @@ class Mounted:
         self._set_backs = 0
         self.compared = time.monotonic()  # when the catalog was compared in full with what is stored
         self.surplus: int | None = 0  # of stored messages over known ones, when nothing was amiss
+        self.dropped = (
+            0.0,
+            0,
+        )  # when its first message was looked for, and up to where the watch had come then
         self.takes = False  # whether the last message was stored: then attributes may follow in a moment
         self.names = SharedLock()
 
@@ -562,18 +566,19 @@ class Volume:
         return None if count is None else count - catalog.count_subjects()
 
     async def _expire_all(self) -> None:
-        """A message that reaches the stream's max_age goes without a sign: whether it has is asked when it is due."""
+        """A message that reaches the stream's max_age goes without a sign: whether it has is asked when it is due.
+
+        So do the first ones of a stream that makes room for new ones: whether some have is asked when new ones came.
+        """
         while True:
             await trio.sleep(EXPIRE)
             for mounted in list(self.buckets.values()):
                 catalog, info = mounted.catalog, mounted.info
-                if (
-                    info is None
-                    or not info.ttl
-                    or catalog is None
-                    or not catalog.loaded
-                    or not mounted.followed
-                ):
+                if info is None or catalog is None or not catalog.loaded or not mounted.followed:
+                    continue
+                if info.drops:
+                    await self._look_for_dropped(mounted, catalog, info)
+                if not info.ttl:
                     continue
                 before_ns = time.time_ns() - int(info.ttl * 1e9)
                 due = catalog.expired(before_ns)
@@ -583,6 +588,28 @@ class Volume:
                     await self._look_again(catalog, subject)
                 for subject in due:
                     catalog.not_expired(subject, before_ns + int(EXPIRE * 1e9))
+
+    async def _look_for_dropped(self, mounted: Mounted, catalog: Bucket, info: BucketInfo) -> None:
+        """What lies before the first message of a stream is gone."""
+        now, (looked, seq) = time.monotonic(), mounted.dropped
+        if not info.is_nearly_full and seq == catalog.watched_seq and now - looked < BUCKET_POLL:
+            return
+        mounted.dropped = now, catalog.watched_seq
+        try:
+            info = await self.store.bucket(mounted.name)
+        except StoreError as error:
+            log.info("bucket %s could not be looked at: %s", mounted.name, error)
+            return
+        self._take_info(mounted, info)
+        if info.created != catalog.identity.created or not mounted.followed:
+            return
+        due = catalog.dropped(info.first_seq)
+        if len(due) > SUSPECTS:
+            await self._look_again(catalog, None)
+        for subject in due if len(due) <= SUSPECTS else ():
+            await self._look_again(catalog, subject)
+        for subject in due:
+            catalog.not_dropped(subject)
 
     # --- buckets ----------------------------------------------------------------------------------------------
 

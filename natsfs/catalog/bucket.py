@@ -106,6 +106,8 @@ class Bucket:
         self._pending: dict[str, Metadata | None] = {}
         # A heap of (time, sequence, subject), where age matters.
         self._ages: list[tuple[int, int, str]] | None = None
+        # A heap of (sequence, subject), where the stream drops what it got first.
+        self._order: list[tuple[int, str]] | None = None
         # Of a listing: directories, whose markers may follow behind their entries; tombstones, whose directories may.
         self._made: list[tuple[Node, int]] = []
         self._removals: list[Metadata] = []
@@ -388,6 +390,8 @@ class Bucket:
             self._add_nuid(meta)
             if self._ages is not None:
                 heappush(self._ages, (meta.time_ns, meta.seq, subject))
+            if self._order is not None:
+                heappush(self._order, (meta.seq, subject))
             self._bind(meta, inode, effects)
         return effects
 
@@ -415,6 +419,23 @@ class Bucket:
         meta = self.live(subject)
         if meta is not None and self._ages is not None:
             heappush(self._ages, (time_ns, meta.seq, subject))
+
+    def dropped(self, first_seq: int) -> list[str]:
+        """The live subjects whose message is older than the stream's first; what is there still: `not_dropped`."""
+        if self._order is None:
+            self._order = [(self.last_seq(subject), subject) for subject in self.live_subjects()]
+            heapify(self._order)
+        found = []
+        while self._order and self._order[0][0] < first_seq:
+            seq, subject = heappop(self._order)
+            if self.last_seq(subject) == seq and self.live(subject) is not None:
+                found.append(subject)
+        return found
+
+    def not_dropped(self, subject: str) -> None:
+        """The store may have it still: it is told again."""
+        if self._order is not None and self.live(subject) is not None:
+            heappush(self._order, (self.last_seq(subject), subject))
 
     def purged(self, subject: str, seq: int | None = None) -> list[Effect]:
         """The subject holds no message any more (nor did when its newest known one was `seq`)."""
