@@ -39,13 +39,17 @@ class Unreachable(StoreError):
 
 
 class Conflict(StoreError):
-    """A compare-and-swap failed: the subject's last sequence is `seq` (0: it holds nothing)."""
+    """A compare-and-swap failed: the subject's last sequence is `seq` (0: it holds nothing).
+
+    `doubtful`: an attempt before, whose answer was lost, may have been stored, and replaced by somebody since.
+    """
 
     errno = errno.ESTALE
 
     def __init__(self, message: str, seq: int) -> None:
         super().__init__(message)
         self.seq = seq
+        self.doubtful = False
 
 
 class BucketFull(StoreError):

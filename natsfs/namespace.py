@@ -23,7 +23,7 @@ from natsfs.catalog.bucket import Bucket
 from natsfs.catalog.inodes import AttributesChanged, EntryChanged, Ino, Inode, Node
 from natsfs.catalog.metadata import Link, Metadata, new_nuid, tombstone
 from natsfs.catalog.xattrs import Edit, add, edited
-from natsfs.errors import BucketExists, BucketFull, BucketGone, Conflict, StoreError
+from natsfs.errors import BucketExists, BucketFull, BucketGone, Conflict, StoreError, Unreachable
 from natsfs.files.file import ATTEMPTS, EMPTY_DIGEST
 from natsfs.files.files import Files
 from natsfs.names import (
@@ -37,7 +37,7 @@ from natsfs.names import (
     name_of,
     path_of,
 )
-from natsfs.volume import Mounted, Operation, Volume
+from natsfs.volume import Mounted, Operation, Sent, Volume
 
 log = logging.getLogger(__name__)
 
@@ -613,8 +613,68 @@ class Namespace:
         for file in waiting:
             file.inode.uncommitted = file.needs_commit
 
+    @asynccontextmanager
+    async def _all_or_nothing(
+        self,
+        operation: Operation,
+        catalog: Bucket,
+        log: list[Sent] | None = None,
+        *,
+        side_by_side: bool = False,
+    ) -> AsyncIterator[None]:
+        """If not all that is published meanwhile can be, none of it stays: the last message is taken back first.
+
+        Where the store does not answer that happens as soon as it does; and then all messages in `log`, those of the
+        steps before, are taken back too, and it is empty. Else what was published is added to it. `side_by_side`:
+        the order matters only between tombstones and other messages.
+        """
+        start = len(operation.sent)
+        try:
+            yield
+        except (StoreError, OSError) as error:
+            sent = operation.sent[start:]
+            mine = {one.op for one in sent}
+            if not isinstance(error, Unreachable):
+                try:
+                    await self._take_back(operation, sent, mine, side_by_side=side_by_side)
+                except StoreError:
+                    pass
+                else:
+                    raise
+            if log is not None:
+                sent = log + sent
+                mine |= {one.op for one in log}
+                log.clear()
+
+            async def later() -> None:
+                async with self._changing(catalog) as anew:
+                    await self._take_back(anew, sent, mine, side_by_side=side_by_side)
+
+            self._volume.until_done(f"taking back a rename in bucket {catalog.name}", later)
+            raise
+        if log is not None:
+            log += operation.sent[start:]
+
+    @staticmethod
+    async def _take_back(
+        operation: Operation, sent: list[Sent], mine: set[str], *, side_by_side: bool
+    ) -> None:
+        """What could be taken back is not in `sent` any more, also after an error."""
+        while sent:
+            last = 1
+            while side_by_side and last < len(sent) and sent[-last - 1].meta.deleted == sent[-1].meta.deleted:
+                last += 1
+            await pipelined(partial(operation.take_back, one, mine) for one in sent[-last:])
+            del sent[-last:]
+
     async def _rename_file(
-        self, catalog: Bucket, node: Node, directory: Node, name: bytes, replace_target: bool
+        self,
+        catalog: Bucket,
+        node: Node,
+        directory: Node,
+        name: bytes,
+        replace_target: bool,
+        log: list[Sent] | None = None,
     ) -> None:
         new_name = self._name(directory, name)
         if new_name.endswith("/"):
@@ -637,17 +697,18 @@ class Namespace:
                     replaced = catalog.live(subject)
                     if replaced is not None and not replace_target:
                         raise refuse(errno.EEXIST, name)
+                    renamed = self._renamed(catalog, node, old, new_name, subject, now)
                     try:
-                        moved = await operation.publish(
-                            self._renamed(catalog, node, old, new_name, subject, now),
-                            catalog.last_seq(subject),
-                        )
-                    except Conflict:
-                        pass
+                        async with self._all_or_nothing(operation, catalog, log):
+                            moved = await operation.publish(renamed, catalog.last_seq(subject))
+                            buried = await self._bury(operation, catalog, old, now)
+                    except Conflict as conflict:
+                        doubtful = conflict.doubtful
                     else:
-                        buried = await self._bury(operation, catalog, old, moved, replaced, now)
                         replaced = catalog.live(subject)
-                        if catalog.rename(node, directory, name, moved, old.subject, buried.seq):
+                        if buried is not None and catalog.rename(
+                            node, directory, name, moved, old.subject, buried.seq
+                        ):
                             self._stamp(node, now)
                             catalog.touch(source_dir, now)
                             catalog.touch(directory, now)
@@ -655,11 +716,12 @@ class Namespace:
                                 self._volume.discard(catalog, replaced, moved.seq)
                         else:
                             self._reapply(operation, inode, moved)
-                            operation.apply(buried)
+                            if buried is not None:
+                                operation.apply(buried)
                             self._forget(directory, name)
                         return
                 await self._volume.refresh(catalog, subject)
-                if await self._was_replaced_since(catalog, node, old):
+                if doubtful and await self._was_replaced_since(catalog, node, old):
                     await self._remove(catalog, node)
                     return
             raise refuse(errno.EBUSY, name)
@@ -670,7 +732,7 @@ class Namespace:
         Then somebody has replaced the object under its new name, and removed the chunks: to promise them again would
         bury what is there now under a name without content.
         """
-        if not old.size or old.link is not None or await self._volume.store.prove(catalog.name, old):
+        if await self._volume.is_whole(catalog, old):
             return False
         await self._volume.refresh(catalog, old.subject)
         return node.meta is not None and node.meta.nuid == old.nuid and catalog.find(node.path()) is node
@@ -704,27 +766,18 @@ class Namespace:
                 now = time.time_ns()
                 aside = self._aside(catalog, one.parent, second)
                 async with self._changing(catalog) as operation:
-                    parked = await operation.publish(aside, 0)
                     try:
-                        to_two = await operation.publish(
-                            self._renamed(catalog, one, first, second.name, second.subject, now),
-                            self._still(catalog, second),
-                        )
+                        async with self._all_or_nothing(operation, catalog):
+                            parked = await operation.publish(aside, 0)
+                            renamed = self._renamed(catalog, one, first, second.name, second.subject, now)
+                            to_two = await self._unless_replaced_since(operation, catalog, renamed, second)
+                            renamed = self._renamed(catalog, two, second, first.name, first.subject, now)
+                            to_one = await self._unless_replaced_since(operation, catalog, renamed, first)
                     except Conflict:
-                        operation.apply(await operation.publish(tombstone(parked), parked.seq))
+                        pass
                     else:
-                        try:
-                            to_one = await operation.publish(
-                                self._renamed(catalog, two, second, first.name, first.subject, now),
-                                self._still(catalog, first),
-                            )
-                        except Conflict:
-                            # Whoever replaced the first name's object has purged its chunks.
-                            await operation.publish(second, to_two.seq)
-                            await operation.publish(tombstone(parked), parked.seq)
-                            raise refuse(errno.ESTALE, one.name) from None
-                        gone = await operation.publish(tombstone(parked), parked.seq)
-                        if catalog.exchange(one, two, to_two, to_one):
+                        await self._unpark(operation, catalog, parked)
+                        if to_two and to_one and catalog.exchange(one, two, to_two, to_one):
                             self._stamp(one, now)
                             self._stamp(two, now)
                             for node in (one, two):
@@ -732,12 +785,44 @@ class Namespace:
                                 catalog.touch(node.parent, now)
                         else:
                             for inode, meta in zip(inodes, (to_two, to_one), strict=True):
-                                self._reapply(operation, inode, meta)
-                        operation.apply(gone)
+                                if meta is not None:
+                                    self._reapply(operation, inode, meta)
                         return
                 await self._volume.refresh(catalog, second.subject)
                 await self._volume.refresh(catalog, first.subject)
             raise refuse(errno.EBUSY, two.name)
+
+    async def _unless_replaced_since(
+        self, operation: Operation, catalog: Bucket, renamed: Metadata, there: Metadata
+    ) -> Metadata | None:
+        """Publish `renamed` in place of `there`, for an exchange; None if it was stored, and has been replaced since.
+
+        The object is lost then, as somebody wanted it, and with it its content: its old name must not promise it, but
+        has to get the other object.
+        """
+        try:
+            return await operation.publish(renamed, self._still(catalog, there))
+        except Conflict as conflict:
+            if not conflict.doubtful or await self._volume.is_whole(catalog, renamed):
+                raise
+        await self._volume.refresh(catalog, there.subject)
+        return None
+
+    async def _unpark(self, operation: Operation, catalog: Bucket, parked: Metadata) -> None:
+        """The exchange is made: its third name goes, by and by if the store does not answer."""
+        grave, sent = tombstone(parked), operation.sent[:1]
+        mine = {one.op for one in sent}
+        try:
+            operation.apply(await operation.publish(grave, parked.seq))
+        except Conflict:
+            pass
+        except StoreError:
+
+            async def later() -> None:
+                async with self._changing(catalog) as anew:
+                    await anew.take_back(sent[0], mine)
+
+            self._volume.until_done(f"the end of an exchange in bucket {catalog.name}", later)
 
     @staticmethod
     def _aside_name() -> bytes:
@@ -755,34 +840,35 @@ class Namespace:
         here, there = (one.parent, one.name), (two.parent, two.name)
         steps = [(one, here, (one.parent, self._aside_name())), (two, there, here), (one, here, there)]
         done: list[tuple[Node, Node, bytes]] = []
+        log: list[Sent] = []
         try:
             for node, origin, place in steps:
-                await self._move(catalog, node, *place)
+                await self._move(catalog, node, *place, log)
                 done.append((node, *origin))
         except (OSError, StoreError):
-            for node, directory, name in reversed(done):
-                await self._move(catalog, node, directory, name)
+            with suppress(OSError, StoreError):  # of these two the first says why
+                for node, directory, name in reversed(done):
+                    if log:  # else all of it is being taken back
+                        await self._move(catalog, node, directory, name, log)
             raise
 
-    async def _move(self, catalog: Bucket, node: Node, directory: Node, name: bytes) -> None:
+    async def _move(self, catalog: Bucket, node: Node, directory: Node, name: bytes, log: list[Sent]) -> None:
         if node.is_dir:
-            await self._rename_directory(catalog, node, directory, name, None)
+            await self._rename_directory(catalog, node, directory, name, None, log)
         else:
-            await self._rename_file(catalog, node, directory, name, replace_target=False)
+            await self._rename_file(catalog, node, directory, name, False, log)
 
     async def _bury(
         self,
         operation: Operation,
         catalog: Bucket,
         old: Metadata,
-        moved: Metadata,
-        replaced: Metadata | None,
         now: int,
-    ) -> Metadata:
+    ) -> Metadata | None:
         """The new name is published: now the old one gets its tombstone, if it is still the version that was moved.
 
-        Otherwise the other client that replaced or removed it in this moment has purged its chunks: the new name is
-        taken back, and leads to what it led to before.
+        None if it had it, and somebody else has used the name since, before the answer was known. Raises ESTALE or
+        ENOENT if another client has replaced or removed the object in this moment, and purged its chunks.
         """
         for _ in range(ATTEMPTS):
             current = catalog.live(old.subject)
@@ -790,20 +876,16 @@ class Namespace:
                 break
             # Of another sequence if its attributes have changed meanwhile.
             try:
-                buried = await operation.publish(tombstone(old, now), current.seq)
-            except Conflict:
+                return await operation.publish(tombstone(old, now), current.seq)
+            except Conflict as conflict:
                 await self._volume.refresh(catalog, old.subject)
-            except StoreError:
-                operation.apply(moved)  # both names stand until somebody removes one
-                raise
-            else:
-                return buried
-        try:
-            back = await operation.publish(tombstone(moved) if replaced is None else replaced, moved.seq)
-        except StoreError:
-            operation.apply(moved)
-            raise
-        operation.apply(back)
+                current = catalog.live(old.subject)
+                if (
+                    conflict.doubtful
+                    and (current is None or current.nuid != old.nuid)
+                    and await self._volume.is_whole(catalog, old)
+                ):
+                    return None
         raise refuse(errno.ESTALE if catalog.live(old.subject) is not None else errno.ENOENT)
 
     def _forget(self, directory: Node, name: bytes) -> None:
@@ -811,7 +893,13 @@ class Namespace:
             self._volume.notifier.send([EntryChanged(directory.inode.ino, name)])
 
     async def _rename_directory(
-        self, catalog: Bucket, node: Node, directory: Node, name: bytes, target: Node | None
+        self,
+        catalog: Bucket,
+        node: Node,
+        directory: Node,
+        name: bytes,
+        target: Node | None,
+        log: list[Sent] | None = None,
     ) -> None:
         """Every entry below gets its new name, then every old name its tombstone; each step is pipelined.
 
@@ -828,6 +916,7 @@ class Namespace:
                 marker = self._marker(catalog, node)
                 operation.apply(await operation.publish(marker, catalog.last_seq(marker.subject)))
             moves: list[tuple[Node, Metadata, Metadata]] = []
+            by_entry: dict[Node, Metadata] = {}
             for entry in catalog.files_below(node):
                 old = entry.meta
                 assert old is not None
@@ -836,31 +925,40 @@ class Namespace:
                 subject = catalog.subject_prefix() + encode_subject(new_name)
                 new = self._renamed(catalog, entry, old, new_name, subject, now if entry is node else None)
                 moves.append((entry, old, new))
+                by_entry[entry] = old
 
             published: dict[Node, Metadata] = {}
+            buried: dict[Node, Metadata] = {}
+            left: set[Node] = set()  # entries whose old names others have used since
+            doubtful: list[Node] = []
 
             async def announce(entry: Node, old: Metadata, new: Metadata) -> None:
-                published[entry] = await operation.publish(new, catalog.last_seq(new.subject))
-
-            try:
-                await pipelined(partial(announce, *move) for move in moves)
-            except StoreError:
-                # Back to where it was: the new names that were made go away again.
-                for entry, _old, _new in moves:
-                    if entry in published:
-                        made = published[entry]
-                        operation.apply(await operation.publish(tombstone(made), made.seq))
-                raise
-
-            buried: dict[Node, Metadata] = {}
+                try:
+                    published[entry] = await operation.publish(new, catalog.last_seq(new.subject))
+                except Conflict as conflict:
+                    if conflict.doubtful:
+                        doubtful.append(entry)
+                    raise
 
             async def bury(entry: Node, old: Metadata) -> None:
                 # On a conflict somebody changed the old name in this moment: it stays, as theirs.
-                with suppress(Conflict):
+                try:
                     grave = tombstone(old, now if entry is node else None)
                     buried[entry] = await operation.publish(grave, self._still(catalog, old))
+                except Conflict as conflict:
+                    if conflict.doubtful and await volume.is_whole(catalog, old):
+                        left.add(entry)
 
-            await pipelined(partial(bury, entry, old) for entry, old, _ in moves)
+            try:
+                async with self._all_or_nothing(operation, catalog, log, side_by_side=True):
+                    await pipelined(partial(announce, *move) for move in moves)
+                    await pipelined(partial(bury, entry, old) for entry, old, _ in moves)
+            except Conflict:
+                for entry in doubtful:
+                    if await self._was_replaced_since(catalog, entry, by_entry[entry]):
+                        grave = tombstone(by_entry[entry], now)
+                        operation.apply(await operation.publish(grave, by_entry[entry].seq))
+                raise
             target = self._child(directory, name)
             if (
                 {entry for entry, _, _ in moves} == set(catalog.files_below(node))
@@ -887,9 +985,10 @@ class Namespace:
             # Somebody else changed something below one of the two names: entry by entry, as if others had renamed them.
             for entry, _old, _ in moves:
                 made = published[entry]
-                if entry not in buried:
+                if entry not in buried and entry not in left:
                     # Whoever changed the old name has purged the chunks that the new one would lead to.
-                    made = await operation.publish(tombstone(made), made.seq)
+                    with suppress(Conflict):
+                        made = await operation.publish(tombstone(made), made.seq)
                 inode = None if entry.is_dir or made.deleted else entry.inode
                 if inode is not None:
                     entry.inode = inode.node = None

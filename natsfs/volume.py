@@ -13,7 +13,8 @@ import logging
 import os
 import stat
 import time
-from dataclasses import replace
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -67,6 +68,7 @@ EXPIRE = 1.0  # seconds between two looks at what has reached its stream's max_a
 SUSPECTS = 1000  # names that are asked about one by one; of more, the whole list is asked for
 OUTCOME_UNKNOWN = 0  # in place of the sequence that ended a version: it is not known whether it ever was one
 FREEZE = 50_000  # listed objects after which the garbage collector is told to leave what is there alone
+INSIST = 10.0  # seconds, at most, between two attempts at what the store has still to take
 INFO_AGE = 2.0  # seconds for which statfs(2) believes the last answer
 
 
@@ -89,6 +91,10 @@ class Mounted:
         self._set_backs = 0
         self.compared = time.monotonic()  # when the catalog was compared in full with what is stored
         self.surplus: int | None = 0  # of stored messages over known ones, when nothing was amiss
+        self.dropped = (
+            0.0,
+            0,
+        )  # when its first message was looked for, and up to where the watch had come then
         self.takes = False  # whether the last message was stored: then attributes may follow in a moment
         self.names = SharedLock()
 
@@ -120,13 +126,28 @@ class Mounted:
         return replace(identity, epoch=identity.epoch + self._set_backs)
 
 
+@dataclass(slots=True)
+class Sent:
+    """A message of an operation that is stored, or may be; `before` is the object that its name led to until then."""
+
+    op: str
+    meta: Metadata
+    expected: int
+    before: Metadata | None
+    seq: int | None = None  # None: whether it is stored is not known
+
+
 class Operation:
-    """A group of own messages: registered, published, applied, in this order, whatever the watcher sees meanwhile."""
+    """A group of own messages: registered, published, applied, in this order, whatever the watcher sees meanwhile.
+
+    `sent` are those that were not refused.
+    """
 
     def __init__(self, volume: Volume, catalog: Bucket) -> None:
         self._volume = volume
         self._catalog = catalog
         self._ops: list[str] = []
+        self.sent: list[Sent] = []
 
     async def __aenter__(self) -> Self:
         return self
@@ -150,29 +171,34 @@ class Operation:
         self._catalog.begin_op(op)
         mounted = self._volume.mounted_of(self._catalog)
         takes, mounted.takes = mounted.takes, False
-        replaces = None  # what is expected may be an own message that is not applied yet
+        replaces = before = None  # what is expected may be an own message that is not applied yet
         if expected and self._catalog.last_seq(meta.subject) == expected:
-            known = self._catalog.live(meta.subject)
-            replaces = "" if known is None else known.nuid
+            before = self._catalog.live(meta.subject)
+            replaces = "" if before is None else before.nuid
         doubtful = not mounted.followed or self._volume.store.is_silent(mounted.name)
         generation = IN_DOUBT if doubtful else mounted.generation
-        highest = max(self._catalog.watched_seq, mounted.highest)
+        highest = max(self._catalog.stored_seq, mounted.highest)
 
         async def send() -> int:
             known = Known(expected, replaces, generation)
             return await self._volume.store.publish(meta, known, op, content)
 
+        sent = Sent(op, meta, expected, before)
+        self.sent.append(sent)
         try:
             try:
-                seq = await send()
+                sent.seq = seq = await send()
             except BucketFull:
                 # What waits for its grace time to pass is room.
                 if content is not None or not self._volume.purges.hurry(self._catalog.name):
                     raise
                 await self._volume.purges.settle(self._catalog.name)
-                seq = await send()
-        except Conflict:
-            mounted.takes = takes
+                sent.seq = seq = await send()
+        except StoreError as error:
+            if isinstance(error, Conflict):
+                mounted.takes = takes
+            if not isinstance(error, Unreachable):
+                self.sent.remove(sent)
             raise
         mounted.takes = True
         mounted.acknowledged(seq, self._volume.store.generation)
@@ -196,6 +222,29 @@ class Operation:
         self._catalog.begin_op(op)
         await volume.store.publish(tombstone(meta), Known(meta.seq), op)
         raise Conflict(f"bucket {mounted.name} was made again or restored meanwhile", 0)
+
+    async def take_back(self, sent: Sent, mine: set[str]) -> None:
+        """Let the name of a message of this or an earlier operation lead again to what it led to before.
+
+        What somebody else has put there since stays: a message of another operation than those in `mine`, to which
+        the new one is added.
+        """
+        volume, before = self._volume, sent.before
+        found = await volume.store.metadata(self._catalog.name, sent.meta.subject)
+        there = 0 if found is None else found.seq
+        # One that has not arrived may still do so: another one in its stead raises the sequence that it expects.
+        may_arrive = sent.seq is None and there == sent.expected
+        if not may_arrive and (found is None or found.op not in mine):
+            return
+        if before is not None and not await volume.is_whole(self._catalog, before):
+            return  # whoever replaced it under its other name has removed its content
+        known = len(self.sent)
+        try:
+            self.apply(await self.publish(tombstone(sent.meta) if before is None else before, there))
+        except Conflict:
+            pass
+        finally:
+            mine.update(one.op for one in self.sent[known:] if one.meta.subject == sent.meta.subject)
 
     def apply(self, meta: Metadata, inode: Inode | None = None) -> None:
         """Make a published message what the tree shows.
@@ -495,8 +544,13 @@ class Volume:
 
     async def refresh_all(self, catalog: Bucket) -> None:
         """Compare the live objects with the subjects that are stored: a purge may have gone unheard."""
-        known = catalog.live_subjects()
+        known = {subject: catalog.last_seq(subject) for subject in catalog.live_subjects()}
         stored = await self.store.subjects(catalog.name, f"$O.{catalog.name}.M.>")
+        if not stored:
+            # Everything was purged: one answer says it all.
+            for subject, seq in known.items():
+                self.notifier.send(catalog.purged(subject, seq))
+            known = {}
         # The pages of the answer are no snapshot: a subject may have slipped from one to another between two of them.
         for subject in catalog.doubtful.union(subject for subject in known if subject not in stored):
             await self.refresh(catalog, subject)
@@ -533,18 +587,19 @@ class Volume:
         return None if count is None else count - catalog.count_subjects()
 
     async def _expire_all(self) -> None:
-        """A message that reaches the stream's max_age goes without a sign: whether it has is asked when it is due."""
+        """A message that reaches the stream's max_age goes without a sign: whether it has is asked when it is due.
+
+        So do the first ones of a stream that makes room for new ones: whether some have is asked when new ones came.
+        """
         while True:
             await trio.sleep(EXPIRE)
             for mounted in list(self.buckets.values()):
                 catalog, info = mounted.catalog, mounted.info
-                if (
-                    info is None
-                    or not info.ttl
-                    or catalog is None
-                    or not catalog.loaded
-                    or not mounted.followed
-                ):
+                if info is None or catalog is None or not catalog.loaded or not mounted.followed:
+                    continue
+                if info.drops:
+                    await self._look_for_dropped(mounted, catalog, info)
+                if not info.ttl:
                     continue
                 before_ns = time.time_ns() - int(info.ttl * 1e9)
                 due = catalog.expired(before_ns)
@@ -554,6 +609,28 @@ class Volume:
                     await self._look_again(catalog, subject)
                 for subject in due:
                     catalog.not_expired(subject, before_ns + int(EXPIRE * 1e9))
+
+    async def _look_for_dropped(self, mounted: Mounted, catalog: Bucket, info: BucketInfo) -> None:
+        """What lies before the first message of a stream is gone."""
+        now, (looked, seq) = time.monotonic(), mounted.dropped
+        if not info.is_nearly_full and seq == catalog.watched_seq and now - looked < BUCKET_POLL:
+            return
+        mounted.dropped = now, catalog.watched_seq
+        try:
+            info = await self.store.bucket(mounted.name)
+        except StoreError as error:
+            log.info("bucket %s could not be looked at: %s", mounted.name, error)
+            return
+        self._take_info(mounted, info)
+        if info.created != catalog.identity.created or not mounted.followed:
+            return
+        due = catalog.dropped(info.first_seq)
+        if len(due) > SUSPECTS:
+            await self._look_again(catalog, None)
+        for subject in due if len(due) <= SUSPECTS else ():
+            await self._look_again(catalog, subject)
+        for subject in due:
+            catalog.not_dropped(subject)
 
     # --- buckets ----------------------------------------------------------------------------------------------
 
@@ -746,6 +823,32 @@ class Volume:
     def operation(self, catalog: Bucket) -> Operation:
         return Operation(self, catalog)
 
+    async def is_whole(self, catalog: Bucket, meta: Metadata) -> bool:
+        """Whether all content of a version is stored. Most clients remove that of what they replace."""
+        return not meta.size or meta.link is not None or await self.store.prove(catalog.name, meta)
+
+    def until_done(self, what: str, work: Callable[[], Awaitable[None]]) -> None:
+        """Do in the background what the store did not answer to, or had no room for, until it has."""
+
+        async def insist() -> None:
+            delay = 0.1
+            while True:
+                await trio.sleep(delay)
+                try:
+                    await work()
+                except BucketGone:
+                    return
+                except (Unreachable, BucketFull) as error:
+                    log.info("%s waits: %s", what, error)
+                    delay = min(delay * 2, INSIST)
+                except Exception as error:
+                    log.error("%s failed: %s", what, error)
+                    return
+                else:
+                    return
+
+        self._nursery.start_soon(insist)
+
     def check_writable(self, catalog: Bucket) -> None:
         if catalog.read_only_because is not None:
             raise ReadOnlyBucket(f"bucket {catalog.name} is read-only: {catalog.read_only_because}")
@@ -783,7 +886,9 @@ class Volume:
         if catalog.subjects_of_nuid(purge.nuid):
             return False
         if catalog.watched_seq < purge.seq:
-            return None
+            newest = await self.store.newest_metadata(purge.bucket)
+            if catalog.watched_seq < newest:
+                return None
         meta = await self.store.metadata(purge.bucket, purge.subject)
         if meta is not None and meta.nuid == purge.nuid:
             return False

@@ -106,14 +106,17 @@ class Bucket:
         self._pending: dict[str, Metadata | None] = {}
         # A heap of (time, sequence, subject), where age matters.
         self._ages: list[tuple[int, int, str]] | None = None
+        # A heap of (sequence, subject), where the stream drops what it got first.
+        self._order: list[tuple[int, str]] | None = None
         # Of a listing: directories, whose markers may follow behind their entries; tombstones, whose directories may.
         self._made: list[tuple[Node, int]] = []
         self._removals: list[Metadata] = []
-        self._listed_seq = 0
-        # Subjects of which a listing had an older message than was known: a replica that lags, or a store that was
-        # set back. The leader knows which.
+        self._heard = 0  # the highest sequence that the last listing has had
+        # Subjects of which a listing had an older message than was known, or none: a replica that lags, a store that
+        # was set back, or a purge. The leader knows which.
         self.doubtful: set[str] = set()
         self.watched_seq = 0  # everything up to this stream sequence has been taken in
+        self.stored_seq = 0  # the stream has had at least so many
 
     # --- asking -----------------------------------------------------------------------------------------------
 
@@ -308,15 +311,22 @@ class Bucket:
         self._unseen = {
             subject for subject in self._subjects if self._void or self.last_seq(subject) <= last_seq
         }
-        self._listed_seq = last_seq
+        self._heard = 0
         if self._void:
-            self.watched_seq = 0
+            self.watched_seq = self.stored_seq = 0
+        self.stored_seq = max(self.stored_seq, last_seq)
 
     def end_load(self) -> list[Effect]:
-        """What the listing did not mention is gone."""
+        """What the listing did not mention is gone, if it is older than something that was mentioned.
+
+        The listing may be that of a replica that lags behind what is known, but it leaves out nothing in between.
+        """
         effects: list[Effect] = []
         for subject in self._unseen:
-            effects += self.purged(subject)
+            if self._void or self.last_seq(subject) <= self._heard:
+                effects += self.purged(subject)
+            else:
+                self.doubtful.add(subject)
         self._unseen = set()
         self._void = False
         for node, time_ns in self._made:
@@ -329,7 +339,6 @@ class Bucket:
                 self.touch(parent, self._entry_time(meta))
         self._removals = []
         self.loaded = True
-        self.watched_seq = max(self.watched_seq, self._listed_seq)
         return effects
 
     def enter(self, messages: Sequence[Stored], first: int) -> int:
@@ -375,8 +384,8 @@ class Bucket:
                 subjects[subject] = packed
                 if nuid and by_nuid.setdefault(nuid, subject) is not subject:
                     self._add_nuid(nuid, subject)
-            if seq > self.watched_seq:
-                self.watched_seq = seq
+            if seq > self._heard:
+                self._hear(seq)
         return len(messages)
 
     def has_applied(self, message: Stored) -> bool:
@@ -388,13 +397,19 @@ class Bucket:
         subject = message.subject.decode("utf-8", "replace")
         if self._void or subject in self._unseen or self.last_seq(subject) < message.seq:
             return False
-        self.watched_seq = max(self.watched_seq, message.seq)
+        self._hear(message.seq)
         return True
 
     def observe(self, meta: Metadata) -> list[Effect]:
         """A message from the watcher."""
-        self.watched_seq = max(self.watched_seq, meta.seq)
+        self._hear(meta.seq)
         return self.learn(meta)
+
+    def _hear(self, seq: int) -> None:
+        """The watch has come to this sequence."""
+        self._heard = max(self._heard, seq)
+        self.watched_seq = max(self.watched_seq, seq)
+        self.stored_seq = max(self.stored_seq, seq)
 
     def learn(self, meta: Metadata) -> list[Effect]:
         """A message that was asked for, ahead of the watcher; what lies before it is still to come."""
@@ -450,6 +465,8 @@ class Bucket:
             self._add_nuid(meta.nuid, meta.subject)
             if self._ages is not None:
                 heappush(self._ages, (meta.time_ns, meta.seq, subject))
+            if self._order is not None:
+                heappush(self._order, (meta.seq, subject))
             self._bind(meta, inode, effects, own=own)
         return effects
 
@@ -477,6 +494,23 @@ class Bucket:
         meta = self.live(subject)
         if meta is not None and self._ages is not None:
             heappush(self._ages, (time_ns, meta.seq, subject))
+
+    def dropped(self, first_seq: int) -> list[str]:
+        """The live subjects whose message is older than the stream's first; what is there still: `not_dropped`."""
+        if self._order is None:
+            self._order = [(self.last_seq(subject), subject) for subject in self.live_subjects()]
+            heapify(self._order)
+        found = []
+        while self._order and self._order[0][0] < first_seq:
+            seq, subject = heappop(self._order)
+            if self.last_seq(subject) == seq and self.live(subject) is not None:
+                found.append(subject)
+        return found
+
+    def not_dropped(self, subject: str) -> None:
+        """The store may have it still: it is told again."""
+        if self._order is not None and self.live(subject) is not None:
+            heappush(self._order, (self.last_seq(subject), subject))
 
     def purged(self, subject: str, seq: int | None = None) -> list[Effect]:
         """The subject holds no message any more (nor did when its newest known one was `seq`)."""

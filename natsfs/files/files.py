@@ -117,10 +117,10 @@ class Files:
         elif version is not None:
             catalog = inode.bucket
             mounted = self.volume.buckets.get(catalog.name) if catalog is not None else None
-            expires = mounted is not None and mounted.info is not None and mounted.info.ttl > 0
+            forgets = mounted is not None and mounted.info is not None and mounted.info.forgets
             self._fetch_ahead(inode)
             try:
-                await self.volume.reader.opened(version, prove=expires)
+                await self.volume.reader.opened(version, prove=forgets)
             except ChunksGone:
                 await self.release(number)
                 if inode.meta is not None and catalog is not None:
@@ -145,8 +145,8 @@ class Files:
         if meta is None or meta.deleted or meta.nuid != version.meta.nuid:
             return
         mounted = self.volume.buckets.get(inode.bucket.name)
-        if mounted is not None and mounted.info is not None and mounted.info.ttl:
-            # A chmod renews the age of the metadata and not that of the chunks.
+        if mounted is not None and mounted.info is not None and mounted.info.forgets:
+            # A chmod renews the age of the metadata and not that of the chunks, which are older anyway.
             raise OSError(errno.ENOENT, "the content has expired", inode.name)
         log.error(
             "%s/%s has lost its content: chunks of %s are gone", inode.bucket.name, inode.name, meta.nuid

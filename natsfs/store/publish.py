@@ -262,10 +262,10 @@ class Publisher:
         after the time limit. Raises `Conflict` with the sequence that is there instead.
         """
         body, headers = self._message(meta, known.seq, op)
-        tried = False
+        tried = again = False
 
         async def attempt() -> int:
-            nonlocal tried
+            nonlocal tried, again
             await self._wire.up(self._limit)
             again = tried
             if again or self._is_old(known):
@@ -286,7 +286,11 @@ class Publisher:
                     return stored
             raise error
 
-        return await persist(attempt, self._limit)
+        try:
+            return await persist(attempt, self._limit)
+        except Conflict as conflict:
+            conflict.doubtful = again
+            raise
 
     def _message(self, meta: Metadata, expected: int, op: str) -> tuple[bytes, dict[str, str]]:
         body = encode(meta, mtime=format_time(time.time_ns()))

@@ -36,6 +36,7 @@ log = logging.getLogger(__name__)
 WIRE_LIMIT = 10.0  # seconds for the first connection of a wire; the login has just found the server
 RELIST = 1.0  # seconds for the watches to notice a restart of the server as well
 STORE_DELAYS = (0.02, 0.1, 0.5)  # seconds between attempts to create a stream whose folder could not be made
+NEARLY = 0.8  # of a stream's limit
 API_LIMIT = 10.0  # seconds for one attempt at an API request
 
 
@@ -58,6 +59,7 @@ class BucketInfo:
     storage: str
     compression: str
     ttl: float  # seconds, 0 for none
+    first_seq: int  # everything before it is gone
 
     @classmethod
     def of(cls, info: dict[str, Any]) -> BucketInfo:
@@ -78,7 +80,23 @@ class BucketInfo:
             storage=str(config.get("storage", "file")),
             compression=str(config.get("compression") or "none"),
             ttl=int(config.get("max_age", 0)) / 1e9,
+            first_seq=int(state["first_seq"]),
         )
+
+    @property
+    def drops(self) -> bool:
+        """Whether the stream makes room by dropping what it got first, without a sign."""
+        return self.discard == "old" and (self.max_bytes > 0 or self.max_msgs > 0)
+
+    @property
+    def forgets(self) -> bool:
+        """Whether old content goes by itself."""
+        return self.drops or self.ttl > 0
+
+    @property
+    def is_nearly_full(self) -> bool:
+        """Whether the next large object may be over a limit."""
+        return self.bytes > NEARLY * self.max_bytes > 0 or self.messages > NEARLY * self.max_msgs > 0
 
     @property
     def read_only_because(self) -> str | None:
@@ -89,7 +107,7 @@ class BucketInfo:
             return "it is a mirror"
         if self.max_msgs_per_subject > 0:
             return "its stream keeps a limited number of messages for each subject and would drop chunks"
-        if self.discard == "old" and (self.max_bytes > 0 or self.max_msgs > 0):
+        if self.drops:
             return "its stream discards old messages at its limit and would drop chunks"
         return None
 
@@ -293,6 +311,11 @@ class Store:
             return 0 if message.status == 404 else None
         pending = message.header(b"Nats-Num-Pending")
         return None if pending is None else int(pending) + 1
+
+    async def newest_metadata(self, bucket: str) -> int:
+        """The sequence of the newest metadata message, by the word of the stream's leader; 0 if there is none."""
+        message = await self._small.leader_get(bucket, {"last_by_subj": f"$O.{bucket}.M.>"})
+        return 0 if message is None else int(message["seq"])
 
     # --- watching ---------------------------------------------------------------------------------------------
 

@@ -1,10 +1,14 @@
-"""A TCP proxy whose connections a test can cut."""
+"""A TCP proxy whose connections a test can cut, and one that keeps single messages from arriving."""
 
 from __future__ import annotations
 
 import contextlib
+import re
 import socket
 import threading
+from collections.abc import Callable, Iterable, Iterator
+
+_PAYLOAD = re.compile(rb"(H?PUB|H?MSG) (\S+) (.*?)(\d+)\Z")
 
 
 class Proxy:
@@ -12,6 +16,7 @@ class Proxy:
 
     def __init__(self, target: int) -> None:
         self.cuts = 0
+        self.away = False  # whether new connections are refused
         self._target = target
         self._pairs: set[tuple[socket.socket, socket.socket]] = set()
         self._lock = threading.Lock()
@@ -25,6 +30,9 @@ class Proxy:
                 near, _ = self._listener.accept()
             except OSError:
                 return
+            if self.away:
+                near.close()
+                continue
             try:
                 far = socket.create_connection(("127.0.0.1", self._target))
             except OSError:
@@ -33,17 +41,29 @@ class Proxy:
             pair = (near, far)
             with self._lock:
                 self._pairs.add(pair)
-            for source, sink in (pair, pair[::-1]):
+            for source, sink, sift in ((near, far, self._sent()), (far, near, self._answered())):
                 source.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                threading.Thread(target=self._forward, args=(source, sink, pair), daemon=True).start()
+                threading.Thread(target=self._forward, args=(source, sink, pair, sift), daemon=True).start()
 
     def _forward(
-        self, source: socket.socket, sink: socket.socket, pair: tuple[socket.socket, socket.socket]
+        self,
+        source: socket.socket,
+        sink: socket.socket,
+        pair: tuple[socket.socket, socket.socket],
+        sift: Callable[[bytes], bytes],
     ) -> None:
         with contextlib.suppress(OSError):
             while data := source.recv(1 << 18):
-                sink.sendall(data)
+                sink.sendall(sift(data))
         self._end(pair)
+
+    def _sent(self) -> Callable[[bytes], bytes]:
+        """Of one connection: what goes on to the server of what the mount sends."""
+        return bytes
+
+    def _answered(self) -> Callable[[bytes], bytes]:
+        """Of one connection: what goes on to the mount of what the server sends."""
+        return bytes
 
     def _end(self, pair: tuple[socket.socket, socket.socket]) -> None:
         for one in pair:
@@ -66,3 +86,106 @@ class Proxy:
     def close(self) -> None:
         self._listener.close()
         self.cut()
+
+
+class _Frames:
+    """Cuts a stream of NATS' protocol: (whole frame, subject, what stands between it and the sizes)."""
+
+    def __init__(self) -> None:
+        self._rest = b""
+
+    def of(self, data: bytes) -> Iterator[tuple[bytes, bytes, bytes]]:
+        rest = self._rest + data
+        while b"\r\n" in rest:
+            line, _, _ = rest.partition(b"\r\n")
+            found = _PAYLOAD.match(line)
+            size = len(line) + 2 + (int(found[4]) + 2 if found else 0)
+            if len(rest) < size:
+                break
+            frame, rest = rest[:size], rest[size:]
+            yield (frame, found[2], found[3]) if found else (frame, b"", b"")
+        self._rest = rest
+
+
+class Lagging(Proxy):
+    """While it `lags` a watch begins as at a replica that has nothing of the stream yet."""
+
+    lags = False
+
+    def _sent(self) -> Callable[[bytes], bytes]:
+        frames = _Frames()
+        listing = b'"last_per_subject"'
+
+        def sift(data: bytes) -> bytes:
+            passed = b"".join(frame for frame, _, _ in frames.of(data))
+            return passed.replace(listing, b'"new"'.ljust(len(listing))) if self.lags else passed
+
+        return sift
+
+
+class Gate(Proxy):
+    """Keeps one metadata message of each bucket that it was told of, or the server's answer to it.
+
+    `dark`: everything that follows in that bucket is kept as well.
+    """
+
+    def __init__(self, target: int) -> None:
+        super().__init__(target)
+        self.kept: dict[str, list[bytes]] = {}  # by bucket: the messages that have not gone on
+        self.answered: set[str] = set()  # buckets whose message is stored, and the answer to it is kept
+        self._rules: dict[str, tuple[int, bool, bool]] = {}
+        self._seen: dict[str, int] = {}
+        self._awaited: dict[bytes, str] = {}
+
+    def keep(self, bucket: str, number: int, *, stored: bool, dark: bool = False) -> None:
+        """Of metadata message `number` (from 1 on) of the bucket the answer if it is to be `stored`, else all of it."""
+        self._rules[bucket] = number, stored, dark
+        self._seen[bucket] = 0
+
+    def has_kept(self, bucket: str) -> bool:
+        return bucket in self.answered or bucket in self.kept
+
+    def release(self, buckets: Iterable[str]) -> None:
+        """From now on everything goes on; what was kept stays away."""
+        for bucket in buckets:
+            del self._rules[bucket]
+
+    def _sent(self) -> Callable[[bytes], bytes]:
+        frames = _Frames()
+
+        def sift(data: bytes) -> bytes:
+            return b"".join(
+                frame for frame, subject, reply in frames.of(data) if self._passes(frame, subject, reply)
+            )
+
+        return sift
+
+    def _passes(self, frame: bytes, subject: bytes, rest: bytes) -> bool:
+        tokens = subject.decode().split(".")
+        if tokens[0] != "$O" or tokens[2] != "M" or tokens[1] not in self._rules:
+            return True
+        bucket = tokens[1]
+        number, stored, dark = self._rules[bucket]
+        self._seen[bucket] += 1
+        if self._seen[bucket] < number or (self._seen[bucket] > number and not dark):
+            return True
+        if self._seen[bucket] == number and stored:
+            self._awaited[rest.split()[0]] = bucket
+            return True
+        self.kept.setdefault(bucket, []).append(frame)
+        return False
+
+    def _answered(self) -> Callable[[bytes], bytes]:
+        frames = _Frames()
+
+        def sift(data: bytes) -> bytes:
+            passed = []
+            for frame, subject, _ in frames.of(data):
+                bucket = self._awaited.pop(subject, None)
+                if bucket is None:
+                    passed.append(frame)
+                else:
+                    self.answered.add(bucket)
+            return b"".join(passed)
+
+        return sift

@@ -272,6 +272,38 @@ def test_a_stream_that_drops_data(client: Client, mount: Mounter, settings: dict
         client.delete_bucket("drops")
 
 
+@pytest.mark.semantics("streams-that-drop-data")
+@pytest.mark.parametrize("limit", ["max_msgs", "max_bytes"])
+def test_what_a_stream_drops_goes(client: Client, mount: Mounter, limit: str) -> None:
+    """The oldest objects go soon, though nothing tells of it; one that has lost chunks cannot be opened any more."""
+    client.create_bucket("drops", discard="old", **{limit: {"max_msgs": 40, "max_bytes": 4_000_000}[limit]})
+    try:
+        mounted = mount("/drops")
+        mounted.allow("read-only|does not exist any more|are gone")
+        top = mounted.path
+        client.put("drops", "first", b"x" * 1000)
+        large = noise(2_000_000)
+        client.put("drops", "large", large)
+        until(lambda: (top / "large").exists() and entry(top / "first") == whole(b"x" * 1000))
+        with opened(top / "large", os.O_RDONLY) as fd:
+            if limit == "max_msgs":
+                client.put_many("drops", [f"new{number}" for number in range(15)], b"y")
+            else:
+                client.put_many("drops", [f"new{number}" for number in range(20)], noise(130_000))
+            until(lambda: not (top / "first").exists(), 5)
+            assert sorted(os.listdir(top)) == sorted(client.names("drops"))
+            assert 0 < client.chunks("drops")[client.stored("drops", "large")["nuid"]] < 16
+            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+            with raises(errno.ESTALE):
+                os.pread(fd, 1000, 0)
+            with raises(errno.ENOENT, errno.ESTALE):
+                (top / "large").read_bytes()
+        for name in client.names("drops") - {"large"}:
+            assert entry(top / name) == whole(client.read("drops", name))
+    finally:
+        client.delete_bucket("drops")
+
+
 @pytest.mark.semantics("old-names-after-a-rename")
 @pytest.mark.parametrize("kind", ["natsfs", "go", "rust", "javascript", "python"])
 @pytest.mark.parametrize("then", ["put", "delete", "put and delete"])

@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.coherence.proxy import Lagging
 from tests.coherence.test_seen_at_once import entry, whole
-from tests.support import Mount, Mounter, Server, noise, until
+from tests.support import Client, Mount, Mounter, Server, encode, noise, opened, until
 
 SETTINGS = """
 server_name: n{number}
@@ -208,3 +209,40 @@ def test_a_node_stops(cluster: list[Server], mount: Mounter) -> None:
     assert (other.path / "before").read_bytes() == noise(500_000)
     for one in (mounted, other):
         assert [problem for problem in one.finish() if not problem.startswith("consumer ")] == []
+
+
+@pytest.mark.semantics("clusters", "changes-by-others-show")
+def test_a_listing_of_a_replica_that_lags(
+    nats_server: Server, bucket: str, client: Client, mount: Mounter
+) -> None:
+    """What is known stays, with its inode, though a listing does not have it; what was purged meanwhile goes."""
+    proxy = Lagging(nats_server.port)
+    server = Server()
+    server.port, server._process, server._connected = proxy.port, nats_server._process, client
+    mounted = mount(f"/{bucket}", server=server)
+    mounted.allow(" WARNING ")
+    names = ["a", "b", "c"]
+    for name in names:
+        (mounted.path / name).write_text(name)
+    try:
+        with opened(mounted.path / "b", os.O_RDWR) as fd:
+            inos = {name: (mounted.path / name).stat().st_ino for name in names}
+            proxy.lags = True
+            proxy.cut()
+            until(lambda: len(client.consumers(bucket)) > 1, 10, "the watch begins anew")
+            client.put(bucket, "news", b"news")
+            until((mounted.path / "news").exists, 10)
+            assert sorted(os.listdir(mounted.path)) == [*names, "news"]
+            assert {name: (mounted.path / name).stat().st_ino for name in names} == inos
+            os.pwrite(fd, b"B", 0)
+        assert client.read(bucket, "b") == b"B"
+        proxy.lags = False
+        proxy.away = True
+        proxy.cut()
+        for name in ("b", "c"):
+            client.api(f"STREAM.PURGE.OBJ_{bucket}", {"filter": f"$O.{bucket}.M.{encode(name)}"})
+        proxy.away = False
+        until(lambda: sorted(os.listdir(mounted.path)) == ["a", "news"], 10)
+        assert [problem for problem in mounted.finish() if not problem.startswith("consumer ")] == []
+    finally:
+        proxy.close()

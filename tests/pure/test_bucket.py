@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import count, cycle
 
@@ -104,6 +104,7 @@ class BucketMachine(RuleBasedStateMachine):
         self.table = InodeTable()
         self.bucket = Bucket(self.identity, self.table, DEFAULTS, None)
         self.stored: dict[str, Metadata] = {}
+        self.log: list[Metadata | str] = []  # what made `stored`: messages, and subjects that were purged
         self.known: dict[str, Metadata | int] = {}
         self.queue: list[Metadata] = []
         self.echoed: dict[str, Metadata] = {}
@@ -123,6 +124,7 @@ class BucketMachine(RuleBasedStateMachine):
         self.seq += 1
         stored = replace(meta, seq=self.seq, time_ns=self.seq * 1000)
         self.stored[meta.subject] = stored
+        self.log.append(stored)
         # The rollup removes what came before on the subject, also where the watch has not delivered it.
         self.queue = [waiting for waiting in self.queue if waiting.subject != meta.subject]
         self.queue.append(stored)
@@ -160,6 +162,7 @@ class BucketMachine(RuleBasedStateMachine):
         subject = sorted(self.stored)[pick % len(self.stored)]
         self.seq += 1
         del self.stored[subject]
+        self.log.append(subject)
         self.queue = [waiting for waiting in self.queue if waiting.subject != subject]
         if heard and subject in self.known:
             known = self.bucket.last_seq(subject)
@@ -331,6 +334,8 @@ class BucketMachine(RuleBasedStateMachine):
             self.seq = max((meta.seq for meta in self.stored.values()), default=0)
             self.identity = replace(self.identity, epoch=self.identity.epoch + 1)
         self.queue = []
+        if change:
+            self.log = [*sorted(self.stored.values(), key=lambda meta: meta.seq)]
         if cut and self.stored:
             # The first attempt breaks off in the middle.
             self.bucket.begin_load(self.identity, self.seq)
@@ -344,7 +349,41 @@ class BucketMachine(RuleBasedStateMachine):
         for meta in listed(self.bucket, sorted(self.stored.values(), key=lambda meta: meta.seq)):
             self.check(self.bucket.observe(meta))
         self.check(self.bucket.end_load())
+        self.ask_the_leader()
         self.known = {s: meta.seq if meta.deleted else meta for s, meta in self.stored.items()}
+
+    @rule(behind=st.integers(0, 6), delivered=st.integers(0, 6))
+    def reload_from_a_replica_that_lags(self, behind: int, delivered: int) -> None:
+        """It lists what it has, and may get some more before the listing ends; what is known stays."""
+        self.queue = []
+        at = max(0, len(self.log) - behind)
+        replica: dict[str, Metadata] = {}
+        for event in self.log[:at]:
+            if isinstance(event, str):
+                replica.pop(event, None)
+            else:
+                replica[event.subject] = event
+        listing = sorted(replica.values(), key=lambda meta: meta.seq)
+        messages = [event for event in self.log[at:] if not isinstance(event, str)]
+        self.bucket.begin_load(self.identity, self.seq)
+        for meta in listed(self.bucket, [*listing, *messages[:delivered]]):
+            self.check(self.bucket.observe(meta))
+        self.check(self.bucket.end_load())
+        for subject, known in self.known.items():
+            if subject in self.stored:
+                seq = known if isinstance(known, int) else known.seq
+                assert self.bucket.last_seq(subject) >= seq, "what was known is known"
+        for meta in messages[delivered:]:
+            self.check(self.bucket.observe(meta))
+        self.ask_the_leader([meta.subject for meta in [*listing, *messages]])
+        self.known = {s: meta.seq if meta.deleted else meta for s, meta in self.stored.items()}
+
+    def ask_the_leader(self, listed: Iterable[str] = ()) -> None:
+        """What the mount does with subjects that are in doubt; and in its comparisons with all."""
+        for subject in {*self.bucket.doubtful, *listed}:
+            if subject not in self.stored:
+                self.check(self.bucket.purged(subject))
+        self.bucket.doubtful.clear()
 
     # --- the kernel ---
 

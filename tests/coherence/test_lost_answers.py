@@ -1,0 +1,325 @@
+"""Renames whose messages, or the answers to them, are lost on the way: no object is lost, none has two names."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import itertools
+import os
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from tests.coherence.proxy import Gate
+from tests.mount.test_exchange import exchange
+from tests.support import Client, Mount, Mounter, Server, noise, until
+
+Objects = dict[str, bytes]
+FIRST, SECOND, THEIRS = noise(300_000, 1), noise(200_000, 2), noise(150_000, 3)
+THEIR_CHANGES = (("", ""), ("put", "old"), ("delete", "new"), ("put", "new"), ("delete", "old"))
+
+
+@dataclass(frozen=True)
+class Change:
+    """A rename of two files, or of files one by one: `moves` are the pairs of names."""
+
+    before: Objects
+    call: Callable[[Path], object]
+    moves: tuple[tuple[str, str], ...]
+    swaps: bool = False
+    directories: tuple[set[str], set[str]] | None = None  # before and after
+    messages: int = 2
+    theirs: tuple[tuple[str, str], ...] = THEIR_CHANGES  # what others do meanwhile
+
+    def made_to(self, objects: Objects) -> Objects:
+        after = dict(objects)
+        for old, new in self.moves:
+            there = after.pop(new, None) if self.swaps else None
+            if old in after:
+                after[new] = after.pop(old)
+            if there is not None:
+                after[old] = there
+        return after
+
+
+CHANGES = {
+    "rename": Change({"a": FIRST}, lambda top: (top / "a").rename(top / "b"), (("a", "b"),)),
+    "replace": Change({"a": FIRST, "b": SECOND}, lambda top: (top / "a").rename(top / "b"), (("a", "b"),)),
+    "exchange": Change(
+        {"a": FIRST, "b": SECOND},
+        lambda top: exchange(top / "a", top / "b"),
+        (("a", "b"),),
+        swaps=True,
+        messages=4,
+    ),
+    "directory": Change(
+        {"a/f": FIRST, "a/g": SECOND},
+        lambda top: (top / "a").rename(top / "b"),
+        (("a/f", "b/f"), ("a/g", "b/g")),
+        directories=({"a/"}, {"b/"}),
+        messages=6,
+        theirs=THEIR_CHANGES[:4],
+    ),
+    "directories": Change(
+        {"a/f": FIRST, "b/f": SECOND},
+        lambda top: exchange(top / "a", top / "b"),
+        (("a/f", "b/f"),),
+        swaps=True,
+        directories=({"a/", "b/"}, {"a/", "b/"}),
+        messages=12,
+        theirs=THEIR_CHANGES[:1],
+    ),
+}
+
+
+@dataclass
+class Case:
+    kind: str
+    number: int  # of the message that meets trouble
+    stored: bool  # whether it reached the server, and only the answer is lost
+    theirs: tuple[str, str] = ("", "")  # what another client does meanwhile, and to which name
+    bucket: str = ""
+    errors: list[int] = field(default_factory=list)
+    thread: threading.Thread | None = None
+
+    @property
+    def change(self) -> Change:
+        return CHANGES[self.kind]
+
+    @property
+    def is_made(self) -> bool:
+        """Whether the store has seen all of it before others did anything."""
+        return self.stored and self.number == self.change.messages
+
+    def __str__(self) -> str:
+        how = "stored" if self.stored else "lost"
+        return f"{self.kind} {self.number} {how} {self.theirs} {self.errors}"
+
+    def fill(self, mount: Mount) -> None:
+        for name, content in self.change.before.items():
+            path = mount.path / self.bucket / name
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(content)
+
+    def call(self, mount: Mount) -> None:
+        try:
+            self.change.call(mount.path / self.bucket)
+        except OSError as error:
+            self.errors.append(error.errno or 0)
+
+    def start(self, mount: Mount) -> None:
+        self.thread = threading.Thread(target=self.call, args=(mount,))
+        self.thread.start()
+
+    def do_theirs(self, client: Client) -> None:
+        action, which = self.theirs
+        name = self.change.moves[0][which == "new"]
+        if action == "put":
+            client.put(self.bucket, name, THEIRS)
+        elif action == "delete":
+            with contextlib.suppress(AssertionError):  # there is nothing under this name
+                client.delete(self.bucket, name)
+
+    def do_theirs_to(self, objects: Objects) -> Objects:
+        action, which = self.theirs
+        name = self.change.moves[0][which == "new"]
+        return (
+            (objects | {name: THEIRS}) if action == "put" else {k: v for k, v in objects.items() if k != name}
+        )
+
+    def ends(self) -> list[Objects]:
+        """What there may be in the end; without others only what the call's result says."""
+        before = self.change.before
+        if not self.theirs[0]:
+            return [before if self.errors else self.change.made_to(before)]
+        if self.is_made:
+            return [self.do_theirs_to(self.change.made_to(before))]
+        ends = [self.do_theirs_to(before)]
+        if self.errors and self.change.directories is not None:
+            # The one that others have changed had moved already.
+            ends.append(self.do_theirs_to({"b/f": before["a/f"], "a/g": before["a/g"]}))
+        if not self.errors:
+            ends = [self.do_theirs_to(self.change.made_to(before)), self.change.made_to(ends[0])]
+            if self.change.directories is not None:
+                # The entries move one by one: one that others have changed in this moment stays.
+                ends.append(self.do_theirs_to({"a/f": before["a/f"], "b/g": before["a/g"]}))
+        return ends
+
+    def problem(self, mount: Mount, client: Client) -> str:
+        """What is not as it should be; empty once all has settled."""
+        names = client.names(self.bucket)
+        directories = {name for name in names if name.endswith("/")}
+        try:
+            stored = {name: client.read(self.bucket, name) for name in names - directories}
+        except AssertionError as error:
+            return f"{self}: {error}"
+        top = mount.path / self.bucket
+        shown = {}
+        try:
+            for where, _, files in os.walk(top):
+                for name in files:
+                    path = Path(where) / name
+                    shown[str(path.relative_to(top))] = path.read_bytes()
+        except OSError as error:
+            return f"{self}: {error}"
+        ends = self.ends()
+        if stored not in ends:
+            return f"{self}: {kinds(stored)} is stored, not one of {[kinds(end) for end in ends]}"
+        if shown != stored:
+            return f"{self}: {kinds(shown)} is shown, {kinds(stored)} is stored"
+        if self.change.directories is not None and not self.theirs[0]:
+            wanted = self.change.directories[not self.errors]
+            if directories != wanted or set(os.listdir(top)) != {name[:-1] for name in wanted}:
+                return f"{self}: directories {directories}, not {wanted}"
+        return ""
+
+
+def kinds(objects: Objects) -> dict[str, str]:
+    contents = {FIRST: "first", SECOND: "second", THEIRS: "theirs"}
+    return {name: contents.get(content, "?") for name, content in objects.items()}
+
+
+@pytest.fixture
+def gate(nats_server: Server) -> Iterator[tuple[Server, Gate]]:
+    """The server behind a gate."""
+    gate = Gate(nats_server.port)
+    server = Server()
+    server.port = gate.port
+    server._process = nats_server._process
+    server._connected = nats_server.client
+    yield server, gate
+    gate.close()
+
+
+def create_buckets(cases: list[Case], client: Client) -> None:
+    for number, case in enumerate(cases):
+        case.bucket = f"lost{number}"
+        client.create_bucket(case.bucket)
+
+
+def begun(
+    cases: list[Case], mount: Mounter, client: Client, gate: tuple[Server, Gate], *options: str, dark: bool
+) -> Mount:
+    """All cases at a time, each in a bucket of its own: each waits for an answer that does not come."""
+    create_buckets(cases, client)
+    mounted = mount("", "purge_grace=0", *options, server=gate[0])
+    mounted.allow(" WARNING ")
+    for case in cases:
+        case.fill(mounted)
+        gate[1].keep(case.bucket, case.number, stored=case.stored, dark=dark)
+        case.start(mounted)
+    until(lambda: all(gate[1].has_kept(case.bucket) for case in cases), 20)
+    return mounted
+
+
+def ended(cases: list[Case]) -> None:
+    for case in cases:
+        assert case.thread is not None
+        case.thread.join(30)
+        assert not case.thread.is_alive(), case
+
+
+def settled(cases: list[Case], mounted: Mount, client: Client) -> None:
+    """Every bucket holds, and shows, what it may."""
+
+    def problems() -> list[str]:
+        return [problem for case in cases if (problem := case.problem(mounted, client))]
+
+    found: list[str] = []
+
+    def fine() -> bool:
+        found[:] = problems()
+        return not found
+
+    with contextlib.suppress(AssertionError):
+        until(fine, 10)
+    assert problems() == []
+
+
+def unmounted(mounted: Mount) -> None:
+    """Consumers of connections that were cut go after some seconds."""
+    assert [problem for problem in mounted.finish() if not problem.startswith("consumer ")] == []
+
+
+@pytest.fixture
+def emptied(client: Client) -> Iterator[None]:
+    yield
+    for bucket in client.buckets():
+        if bucket.startswith("lost"):
+            client.delete_bucket(bucket)
+
+
+@pytest.mark.semantics("renames-and-lost-answers")
+@pytest.mark.usefixtures("emptied")
+@pytest.mark.parametrize("kind", CHANGES)
+def test_a_connection_that_is_cut_at_every_message(
+    mount: Mounter, client: Client, gate: tuple[Server, Gate], kind: str
+) -> None:
+    """A message or its answer is lost; another client uses the name meanwhile: one of the two orders, and no loss."""
+    cases = [
+        Case(kind, number, stored, theirs)
+        for number in range(1, CHANGES[kind].messages + 1)
+        for stored in (False, True)
+        for theirs in CHANGES[kind].theirs
+    ]
+    mounted = begun(cases, mount, client, gate, dark=False)
+    for case in cases:
+        case.do_theirs(client)
+    gate[1].release(case.bucket for case in cases)
+    gate[1].cut()
+    ended(cases)
+    assert {number for case in cases for number in case.errors} <= {
+        errno.ESTALE,
+        errno.ENOENT,
+        errno.ENOTEMPTY,
+    }
+    assert [case for case in cases if case.errors and (case.is_made or not case.theirs[0])] == []
+    settled(cases, mounted, client)
+    unmounted(mounted)
+
+
+@pytest.mark.semantics("renames-and-lost-answers")
+@pytest.mark.usefixtures("emptied")
+def test_an_outcome_that_stays_unknown(mount: Mounter, client: Client, gate: tuple[Server, Gate]) -> None:
+    """What fails with ETIMEDOUT has not happened once the server answers again, and does not happen later."""
+    cases = [
+        Case(kind, number, stored)
+        for kind, change in CHANGES.items()
+        for number in range(1, change.messages + 1)
+        for stored in (False, True)
+    ]
+    mounted = begun(cases, mount, client, gate, "timeout=1", dark=True)
+    ended(cases)
+    gate[1].release(case.bucket for case in cases)
+    assert {number for case in cases for number in case.errors} == {errno.ETIMEDOUT}
+    settled(cases, mounted, client)
+    # What was kept comes out of some buffer in the end.
+    with contextlib.closing(Client(gate[0].url)) as late:
+        for frame in itertools.chain.from_iterable(gate[1].kept.values()):
+            late.run(late.connection._send_command(frame))
+        late.run(late.connection.flush())
+    settled(cases, mounted, client)
+    unmounted(mounted)
+
+
+@pytest.mark.semantics("renames-and-lost-answers")
+@pytest.mark.usefixtures("emptied")
+@pytest.mark.parametrize("kind", ["replace", "exchange", "directory"])
+def test_a_bucket_that_is_full_in_the_middle(mount: Mounter, client: Client, kind: str) -> None:
+    """A rename that has room for some of its messages only fails, and leaves nothing once there is room."""
+    cases = [Case(kind, number, stored=True) for number in range(16)]
+    create_buckets(cases, client)
+    mounted = mount("", "purge_grace=0")
+    mounted.allow("no space")
+    for case in cases:
+        case.fill(mounted)
+        room = int(client.info(case.bucket)["state"]["bytes"]) + 300 * case.number
+        client.change_bucket(case.bucket, max_bytes=room)
+        case.call(mounted)
+        client.change_bucket(case.bucket, max_bytes=-1)
+    assert {number for case in cases for number in case.errors} == {errno.ENOSPC}
+    assert [] in [case.errors for case in cases]
+    settled(cases, mounted, client)
