@@ -22,12 +22,15 @@ from natsfs.errors import BucketGone, ChunksGone, Conflict, StoreError
 from natsfs.files.ahead import Ahead
 from natsfs.files.file import ATTEMPTS, File
 from natsfs.files.reader import Sequence, Version
+from natsfs.files.spool import DATA, ID_SHOWN
 from natsfs.holders import open_for_writing
+from natsfs.options import recover_command
 from natsfs.volume import Volume
 
 log = logging.getLogger(__name__)
 
 LOOK = 1.0  # seconds between two looks at the files that are open and dirty
+NOTES = 50  # that are made at one look, of some 100 us each
 
 
 @dataclass(slots=True)
@@ -218,6 +221,22 @@ class Files:
                         async with self.using(inode):
                             await file.commit(tentative=True)
 
+    async def note_what_stays_open(self) -> None:
+        """What is not committed for more than a moment is described on the disk, for `natsfs recover`.
+
+        A file that is closed at once costs nothing.
+        """
+        while True:
+            await trio.sleep(LOOK)
+            made = 0
+            for file in list(self._files.values()):
+                try:
+                    made += file.note()
+                except Exception:
+                    log.exception("no note of %s", file.inode.name)
+                if made >= NOTES:
+                    break
+
     # --- attributes -------------------------------------------------------------------------------------------
 
     async def publish_attributes(self, inode: Inode, more: tuple[Edit, ...] = ()) -> None:
@@ -321,6 +340,11 @@ class Files:
             line = f"attributes of {name} could not be stored: {error}"
         else:
             line = f"{name} could not be committed: {error}; its data is kept in {where}"
+            if where.suffix == DATA:
+                command = recover_command(
+                    self.volume.config.options.spool_dir, where.stem[:ID_SHOWN], "--to", "DIR"
+                )
+                line += f", to copy it out: {command}"
         log.error("%s", line)
         if where is not None:
             self.unsaved.append(line)
