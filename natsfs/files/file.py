@@ -92,6 +92,9 @@ class File:
         self._overlay: Overlay | None = None
         self._spool: SpoolFile | None = None
         self._base: Version | None = None
+        self._fetched: Version | None = (
+            None  # the one of which the rest of what is written has been asked for
+        )
         self._generation = 0
         self._reading = 0
         self._upload: StoreUpload | None = None
@@ -183,6 +186,11 @@ class File:
         front = overlay.front
         overlay.write(start, end)
         self._changed(overlay)
+        base = self._base
+        if base is not None and base is not self._fetched and overlay.front < overlay.kept:
+            # The commit will want it, and others may replace it at any time: then what is kept has to be whole.
+            self._fetched = base
+            self._volume.reader.fetch_soon(base)
         if self._upload is not None and start < self._taken:
             self._no_early = True  # what was published is no longer the content; the commit starts over
         elif not self._no_early and overlay.front > front:

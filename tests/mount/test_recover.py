@@ -34,8 +34,7 @@ def told(mounted: Mount) -> list[str]:
 def test_a_conflict(bucket: str, mount: Mounter, client: Client, tmp_path: Path, kind: str) -> None:
     """ESTALE at close; the command that umount tells gives back the file as its writer saw it.
 
-    The other client removes what it replaces at once, and so what was not written of the large file is not whole in the
-    store any more when it is refused: it is what the mount has read of it before.
+    The other client removes what it replaces at once: what was not written comes from what the mount has read before.
     """
     mounted = mount(f"/{bucket}")
     mounted.allow("replaced by somebody else|chunks of 'd/f' are gone")
