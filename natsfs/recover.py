@@ -13,13 +13,13 @@ from datetime import datetime
 from pathlib import Path
 
 from natsfs import assembly
+from natsfs import options as mount_options
 from natsfs.errors import NatsfsError, RecoverError, UsageError
 from natsfs.files import kept as spooled
 from natsfs.files.kept import KeptFile
 from natsfs.files.manifest import Range
 from natsfs.files.spool import ID_SHOWN
 from natsfs.names import path_of
-from natsfs.options import recover_command
 
 RANGES_SHOWN = 8
 
@@ -45,6 +45,7 @@ def run(request: Request) -> int:
     logging.getLogger().addHandler(logging.NullHandler())
     if (request.to is not None or request.remove) and not (request.ids or request.everything):
         raise UsageError("say which: `natsfs recover` lists the IDs, --all takes all of them")
+    mount_options.settings(request.options)  # what is wrong with them is told before anything is done
     root = Path(request.spool_dir)
     with contextlib.ExitStack() as locks:
         try:
@@ -66,7 +67,7 @@ def run(request: Request) -> int:
             for kept in chosen:
                 print(line(kept))
             if sys.stdout.isatty():
-                command = recover_command(request.spool_dir)
+                command = mount_options.recover_command(request.spool_dir)
                 print(
                     f"\n{command} ID --to DIR copies one out, {command} --remove ID drops it", file=sys.stderr
                 )
@@ -120,9 +121,9 @@ def name(kept: KeptFile) -> str:
 
 def why(kept: KeptFile) -> str:
     if kept.saved:
-        return "is in the store; its daemon was killed later"
+        return "is in the store; its daemon ended before it was closed"
     if kept.killed:
-        reason = "its daemon was killed before this was saved"
+        reason = "its daemon ended before this was saved"
     else:
         reason = " ".join(kept.manifest.reason.split()) if kept.manifest else "nothing tells what this is"
     if kept.content.kept:

@@ -583,18 +583,18 @@ class File:
         self._files.report_unsaved(inode, error, where)
         await self._volume.notifier.told()  # whoever hears of the failure sees what the store holds
 
-    def note(self) -> bool:
-        """Say on the disk what the spool holds, in case that this process is killed; whether there was news."""
+    def note(self) -> None:
+        """Say on the disk what the spool holds, in case that this process is killed, if that is news."""
         overlay, spool = self._overlay, self._spool
         if overlay is None or spool is None or not (spool.noted or (self.dirty and not self.inode.unlinked)):
-            return False
+            return
         # Where nothing shows of a version below, the spool file is the content, whatever else is written to it.
         name, modified = self.inode.name, spool.modified_ns
         told: object = name
         if overlay.kept or not self.dirty:
             told = (name, self.dirty, self._generation, is_settled(modified, time.time_ns()))
         if told == spool.noted:
-            return False
+            return
         manifest = describe(
             self._volume.config,
             self.inode,
@@ -605,7 +605,6 @@ class File:
             saved=not self.dirty,
         )
         spool.note(manifest, told)
-        return True
 
     # --- the end ----------------------------------------------------------------------------------------------
 

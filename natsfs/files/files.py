@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from time import perf_counter
 
 import trio
 
@@ -30,7 +31,7 @@ from natsfs.volume import Volume
 log = logging.getLogger(__name__)
 
 LOOK = 1.0  # seconds between two looks at the files that are open and dirty
-NOTES = 50  # that are made at one look, of some 100 us each
+NOTING = 0.01  # seconds at one look for notes of what is dirty, some 200 us each
 
 
 @dataclass(slots=True)
@@ -226,16 +227,18 @@ class Files:
 
         A file that is closed at once costs nothing.
         """
+        waiting: list[File] = []
         while True:
             await trio.sleep(LOOK)
-            made = 0
-            for file in list(self._files.values()):
+            # Those that had no turn at the last look come first.
+            waiting = waiting or list(self._files.values())
+            end = perf_counter() + NOTING
+            while waiting and perf_counter() < end:
+                file = waiting.pop()
                 try:
-                    made += file.note()
+                    file.note()
                 except Exception:
                     log.exception("no note of %s", file.inode.name)
-                if made >= NOTES:
-                    break
 
     # --- attributes -------------------------------------------------------------------------------------------
 

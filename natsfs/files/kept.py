@@ -55,8 +55,12 @@ def find(root: Path, locks: ExitStack) -> list[KeptFile]:
     Raises OSError if `root` cannot be read; one that does not exist holds nothing.
     """
     found: list[KeptFile] = []
+    paths: list[Path] = []
     with suppress(FileNotFoundError):
-        found += [_kept(path, killed=False) for path in (root / FAILED).iterdir() if path.suffix == DATA]
+        paths = [path for path in (root / FAILED).iterdir() if path.suffix == DATA]
+    for path in paths:
+        with suppress(FileNotFoundError):  # somebody else drops it
+            found.append(_kept(path, killed=False))
     for folder in sorted(root.glob(f"{MOUNT}*")):
         try:
             locks.enter_context(locked(folder, fcntl.LOCK_EX | fcntl.LOCK_NB))

@@ -19,6 +19,7 @@ from pathlib import Path
 from natsfs.catalog.metadata import new_nuid
 from natsfs.errors import MountError
 from natsfs.files.manifest import Manifest
+from natsfs.options import recover_command
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +66,10 @@ class Spool:
             except OSError as error:
                 # BlockingIOError: of a mount that is alive; FileNotFoundError: swept by another one.
                 if error.errno == errno.ENOTEMPTY:
-                    log.info("%s has what a daemon that was killed had not saved", folder)
+                    command = recover_command(str(self._root))
+                    log.info(
+                        "%s has what a daemon that was killed had not saved; %s lists it", folder, command
+                    )
                 elif error.errno not in (errno.EAGAIN, errno.ENOENT):
                     log.warning("the spool folder %s cannot be removed: %s", folder, error.strerror)
 

@@ -181,6 +181,7 @@ def test_drops_what_was_named(natsfs: Natsfs, spool: Path, tmp_path: Path) -> No
     [
         (["--remove"], 2, "say which"),
         (["--to", "x"], 2, "say which"),
+        (["-o", "cerds=/x", FIRST, "--to", "x"], 2, "did you mean creds=FILE?"),
         (["nope"], 1, "nothing with the ID 'nope' is kept"),
         (["AAAAAAA"], 1, "'AAAAAAA' begins several IDs: "),
         ([""], 1, "nothing with the ID ''"),
@@ -207,7 +208,7 @@ def test_folders_of_daemons(natsfs: Natsfs, tmp_path: Path) -> None:
         fcntl.flock(alive, fcntl.LOCK_EX)
         done = natsfs("recover", "--spool-dir", spool)
         assert [line.split("  ", 1)[0] for line in done.out.splitlines()] == [FIRST[:8]]
-        assert "nats://127.0.0.1:1/music/n  its daemon was killed before this was saved" in done.out
+        assert "nats://127.0.0.1:1/music/n  its daemon ended before this was saved" in done.out
         assert natsfs("recover", "--spool-dir", spool, THIRD, "--remove").status == 1
     finally:
         os.close(alive)

@@ -99,6 +99,43 @@ def test_the_rest_comes_from_the_store(fresh_server: Server, mount: Mounter, tmp
     assert mounted.finish() == []
 
 
+@pytest.mark.semantics("recover-whole")
+def test_the_rest_comes_from_a_server_with_a_login(
+    mount: Mounter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file did not fit the spool and the bucket takes no more: its version is in the store, behind a password."""
+    server = Server("authorization { user: u, password: secret }\n")
+    server.start()
+    try:
+        server._connected = client = Client(server.url.replace("//", "//u:secret@"))
+        client.create_bucket("b")
+        mine = bytearray(noise(3_000_000))
+        client.put("b", "f", bytes(mine))
+        monkeypatch.setenv("NATSFS_PASSWORD", "secret")
+        mounted = mount("/b", "user=u", "spool_size=1M", server=server)
+        mounted.allow("sealed|read-only")
+        mounted.allow_failed()
+        fd = os.open(mounted.path / "f", os.O_WRONLY)
+        os.pwrite(fd, b"mine", 2_500_000)
+        mine[2_500_000:2_500_004] = b"mine"
+        client.change_bucket("b", sealed=True)
+        with raises(errno.EROFS):
+            os.close(fd)
+        assert "secret" not in mounted.failed()[0]["data"].with_suffix(".json").read_text()
+        recover(mounted, "--all", "--to", tmp_path)
+        assert (tmp_path / "f").read_bytes() == mine
+        monkeypatch.delenv("NATSFS_PASSWORD")
+        out = recover(mounted, "--all", "--to", tmp_path, "--force", status=1)
+        assert "user=u has no password: give password_file=FILE or set NATSFS_PASSWORD" in out
+        (tmp_path / "password").write_text("secret\n")
+        login = f"user=u,password_file={tmp_path}/password"
+        recover(mounted, "--all", "--to", tmp_path, "--force", "-o", login)
+        assert (tmp_path / "f").read_bytes() == mine
+        assert mounted.finish() == []
+    finally:
+        server.close()
+
+
 def note_of(mounted: Mount, name: str) -> Manifest | None:
     for path in (mounted.spool / f"mount-{mounted.pid}").glob("*.json"):
         with contextlib.suppress(FileNotFoundError):
@@ -155,7 +192,7 @@ def test_a_killed_daemon(fresh_server: Server, mount: Mounter, tmp_path: Path) -
     client.run(client.connection.flush(30))
     second = mount("/b", server=fresh_server, folder=tmp_path / "mount")
     lines = {line.split()[4].rpartition("/")[2]: line for line in recover(second).splitlines()}
-    assert lines["new"].endswith("its daemon was killed before this was saved")
+    assert lines["new"].endswith("its daemon ended before this was saved")
     assert lines["changed"].endswith("saved; written: 10, the rest is in the version before")
     recover(second, "--all", "--to", tmp_path / "out", "--remove")
     assert (tmp_path / "out" / "new").read_bytes() == bytes(70_000) + b"first" + bytes(9995) + b"later"
@@ -178,7 +215,7 @@ def test_what_a_killed_daemon_had_saved(bucket: str, mount: Mounter, client: Cli
         until(lambda: (note := note_of(first, "f")) and note.saved and note.fits(note.modified_ns), limit=10)
         os.kill(first.pid, signal.SIGKILL)
         first.wait()
-    assert recover(first).rstrip().endswith("/f  is in the store; its daemon was killed later")
+    assert recover(first).rstrip().endswith("/f  is in the store; its daemon ended before it was closed")
     recover(first, "--all", "--to", tmp_path / "out", "--remove")
     assert (tmp_path / "out" / "f").read_bytes() == client.read(bucket, "f") == noise(5000)
     for consumer in client.consumers(bucket):
