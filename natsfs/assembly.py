@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from typing import Any
 
 from natsfs import context as contexts
 from natsfs import mounttable
@@ -26,8 +27,22 @@ def configure(
     source: str, mountpoint: str, options: Iterable[str], environ: Mapping[str, str], *, sloppy: bool = False
 ) -> Config:
     """Reads the files with secrets, the context, and the mount table."""
+    return _configure(source, resolve(mountpoint), mount_options.parse(options, sloppy=sloppy), environ)
+
+
+def log_in_again(
+    source: str, known: Mapping[str, Any], options: Iterable[str], environ: Mapping[str, str]
+) -> Config:
+    """For the server of an earlier mount, of which `known` options are left; those given anew come first."""
+    given = mount_options.settings(options)
+    if given.keys() & set(mount_options.LOGIN) - {"domain"}:
+        known = {name: value for name, value in known.items() if name == "domain"}
+    usable = {name: value for name, value in known.items() if name in mount_options.LOGIN}
+    return _configure(source, "/", replace(Options(), **{**usable, **given}), environ)
+
+
+def _configure(source: str, mountpoint: str, chosen: Options, environ: Mapping[str, str]) -> Config:
     parsed = sources.parse(source)
-    chosen = mount_options.parse(options, sloppy=sloppy)
     context = contexts.load(chosen.context, environ) if chosen.context else None
     urls = parsed.servers.urls or (context.servers.urls if context else ())
     if not urls:
@@ -50,7 +65,7 @@ def configure(
         servers=urls,
         bucket=parsed.bucket,
         prefix=parsed.prefix,
-        mountpoint=resolve(mountpoint),
+        mountpoint=mountpoint,
         display_source=parsed.display,
         credentials=credentials,
         options=chosen,

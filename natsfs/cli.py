@@ -16,6 +16,7 @@ from natsfs import (
     mount,
     options,
     process,
+    recover,
     remount,
     source,
     unmount,
@@ -36,6 +37,20 @@ tls:// asks for TLS. Without a bucket every bucket is a directory. Passwords bel
 Options for -o, with [defaults]:
 
 {options.help_text()}"""
+
+
+_RECOVER_DESCRIPTION = """\
+Lists what mounts could not store, each in a line: ID, time, size, name, and why. That is content whose close() or
+fsync() failed, and what a daemon had not saved when it was killed; not what a running mount works on.
+
+  natsfs recover                     lists it
+  natsfs recover ID --to DIR         copies it out, under its name
+  natsfs recover ID --to FILE        or under another one
+  natsfs recover --remove ID         drops it
+  natsfs recover --all --to DIR --remove
+
+If only a part of a file was written, the rest comes from the version in the store that it was a change to. If that is
+gone, the copy has zeros there, the missing bytes are named, and the exit status is 1."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -163,6 +178,41 @@ def _parser() -> argparse.ArgumentParser:
     command.set_defaults(run=_run_umount)
 
     command = commands.add_parser(
+        "recover",
+        help="list and copy out what could not be stored",
+        usage="natsfs recover [--spool-dir DIR] [ID... | --all] [--to DIR|FILE [--force]] [--remove]",
+        description=_RECOVER_DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    command.add_argument(
+        "ids", nargs="*", metavar="ID", help="as listed; its first characters do. Alone: tells more"
+    )
+    command.add_argument("--all", action="store_true", dest="everything", help="everything that is listed")
+    command.add_argument(
+        "--to", metavar="DIR|FILE", help="copy it into this directory, or to this file, which must not exist"
+    )
+    command.add_argument("--force", action="store_true", help="with --to: replace a file that exists")
+    command.add_argument(
+        "--remove", action="store_true", help="drop it; with --to only what was copied whole"
+    )
+    command.add_argument(
+        "--spool-dir",
+        type=options.parse_path,
+        default=options.default_spool_dir(),
+        metavar="DIR",
+        help="the spool_dir of the mount (default: %(default)s)",
+    )
+    command.add_argument(
+        "-o",
+        dest="options",
+        action="append",
+        default=[],
+        metavar="OPTION[,...]",
+        help="how to log in to the server (creds=, user= ...), if not as the mount did",
+    )
+    command.set_defaults(run=_run_recover)
+
+    command = commands.add_parser(
         "demo",
         help="try natsfs with a private server",
         description="Starts a NATS server of its own, mounts it at DIR, and ends both on Ctrl-C.",
@@ -197,6 +247,20 @@ def _run_mount(parsed: argparse.Namespace) -> int:
 
 def _run_umount(parsed: argparse.Namespace) -> int:
     return _umount(parsed.mountpoint, parsed.timeout, 0)
+
+
+def _run_recover(parsed: argparse.Namespace) -> int:
+    return recover.run(
+        recover.Request(
+            spool_dir=parsed.spool_dir,
+            ids=parsed.ids,
+            everything=parsed.everything,
+            to=parsed.to,
+            force=parsed.force,
+            remove=parsed.remove,
+            options=parsed.options,
+        )
+    )
 
 
 def _run_install_helper(parsed: argparse.Namespace) -> int:

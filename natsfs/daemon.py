@@ -60,6 +60,7 @@ async def _serve(config: Config, ready: Callable[[], None]) -> ServeReport:
                 with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
                     await volume.start(connections)
                     nursery.start_soon(files.commit_what_stays_open)
+                    nursery.start_soon(files.note_what_stays_open)
                     await _mounted(config, volume, files, ready, signals)
             except MountError as error:
                 failure = error

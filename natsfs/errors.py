@@ -26,6 +26,10 @@ class MountError(NatsfsError):
     """The mount cannot be made, or could not be taken down."""
 
 
+class RecoverError(NatsfsError):
+    """What is kept cannot be found or copied out."""
+
+
 class StoreError(NatsfsError):
     """A request to NATS failed. `errno` is what a system call that needed it returns."""
 

@@ -12,6 +12,7 @@ import grp
 import os
 import pwd
 import re
+import shlex
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -33,6 +34,12 @@ def default_spool_dir(environ: Mapping[str, str] | None = None, uid: int | None 
     if not os.path.isabs(cache):
         cache = os.path.join(env.get("HOME") or os.path.expanduser("~"), ".cache")
     return os.path.join(cache, "natsfs")
+
+
+def recover_command(spool_dir: str, *words: str) -> str:
+    """What to type to get at content in `spool_dir`."""
+    place = () if spool_dir == default_spool_dir() else ("--spool-dir", spool_dir)
+    return shlex.join(["natsfs", "recover", *place, *words])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -462,6 +469,9 @@ ROWS: tuple[Row, ...] = (
 )
 
 _BY_NAME = {row.name: row for row in ROWS}
+
+# Fields of Options that say how to get into a server.
+LOGIN = tuple(row.field for row in ROWS if row.group == "Credentials" or row.name == "domain")
 
 # Of each pair only the last one given counts.
 _OPPOSITES = {

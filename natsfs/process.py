@@ -16,6 +16,7 @@ from natsfs import log, mounttable, registry, systemd, unmount
 from natsfs.config import Config
 from natsfs.errors import MountError, NatsfsError, UsageError
 from natsfs.mount import read_config
+from natsfs.options import recover_command
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +69,8 @@ class _Process:
         except Exception as error:
             logger.exception("natsfs ends with an internal error")
             line = f"natsfs at {self._config.mountpoint} ended with an internal error ({error!r})"
-            self._report((f"{line}; what it had not saved is in {self._config.options.spool_dir}",))
+            command = recover_command(self._config.options.spool_dir)
+            self._report((f"{line}; to see what it had not saved: {command}",))
             return self._failed(MountError(line))
         finally:
             self._clean_up()

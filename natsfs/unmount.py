@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from natsfs import libc, mounttable, registry
 from natsfs.errors import MountError
+from natsfs.options import recover_command
 
 FUSERMOUNT = "fusermount3"
 
@@ -113,7 +114,8 @@ def _outcome(folders: list[str], record: registry.Record) -> Outcome:
 def _why_not_waited(mountpoint: str, dead: registry.Record | None) -> str:
     if dead is None:
         return f"the daemon behind {mountpoint} is not known, so nothing was waited for"
-    return f"the daemon behind {mountpoint} had died; what it had not saved is in {dead.options.get('spool_dir')}"
+    command = recover_command(str(dead.options.get("spool_dir")))
+    return f"the daemon behind {mountpoint} had died; to see what it had not saved: {command}"
 
 
 def _unmount_now(mountpoint: str, flags: int) -> None:

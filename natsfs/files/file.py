@@ -24,11 +24,13 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from natsfs.catalog.attributes import EXTENDS_KEY, SYMLINK_KEY, format_time
+from natsfs.catalog.attributes import EXTENDS_KEY, SYMLINK_KEY
 from natsfs.catalog.bucket import Bucket
 from natsfs.catalog.inodes import ContentChanged, Effect, EntryChanged, Inode
 from natsfs.catalog.metadata import Metadata, new_nuid
 from natsfs.errors import BucketFull, ChunksGone, Conflict, StoreError, Unreachable
+from natsfs.files.keeping import complete, describe
+from natsfs.files.manifest import is_settled
 from natsfs.files.overlay import Overlay
 from natsfs.files.pace import Pace
 from natsfs.files.reader import Sequence, Version
@@ -90,6 +92,9 @@ class File:
         self._overlay: Overlay | None = None
         self._spool: SpoolFile | None = None
         self._base: Version | None = None
+        self._fetched: Version | None = (
+            None  # the one of which the rest of what is written has been asked for
+        )
         self._generation = 0
         self._reading = 0
         self._upload: StoreUpload | None = None
@@ -181,6 +186,11 @@ class File:
         front = overlay.front
         overlay.write(start, end)
         self._changed(overlay)
+        base = self._base
+        if base is not None and base is not self._fetched and overlay.front < overlay.kept:
+            # The commit will want it, and others may replace it at any time: then what is kept has to be whole.
+            self._fetched = base
+            self._volume.reader.fetch_soon(base)
         if self._upload is not None and start < self._taken:
             self._no_early = True  # what was published is no longer the content; the commit starts over
         elif not self._no_early and overlay.front > front:
@@ -541,29 +551,17 @@ class File:
         """Put what could not be committed aside, and show again what the store holds."""
         self.failures += 1
         self.last_error = error
+        # A write that comes meanwhile is kept with the rest, and nothing of it is to be in another upload.
+        self._no_early = True
         await self._stop_early()
         await self._drop_upload()
         inode = self.inode
         where: Path | None = None
-        current = inode.current()
-        if self.dirty and self._spool is not None and self._overlay is not None:
-            where = self._spool.keep(
-                {
-                    "bucket": inode.bucket.name if inode.bucket else None,
-                    "name": inode.name,
-                    "size": self._overlay.size,
-                    "base_nuid": self._base.meta.nuid if self._base and self._overlay.kept else None,
-                    "segments": [
-                        (type(s).__name__, s.start, s.end)
-                        for s in self._overlay.segments(0, self._overlay.size)
-                    ],
-                    "attributes": inode.attributes.encode(current.attributes),
-                    "description": current.description,
-                    "headers": current.headers,
-                    "reason": str(error),
-                    "time": format_time(time.time_ns()),
-                }
-            )
+        overlay, spool, base = self._overlay, self._spool, self._base
+        if self.dirty and spool is not None and overlay is not None:
+            if base is not None and not isinstance(error, Unreachable):
+                await complete(overlay, spool, base, self._volume.reader)
+            where = spool.keep(describe(self._volume.config, inode, overlay, base, reason=str(error)))
             self._spool = None
         self.drop_layer()
         self.dirty = self.attributes_dirty = self.builds_on_base = self._no_early = False
@@ -584,6 +582,29 @@ class File:
         self._volume.notifier.send(effects)
         self._files.report_unsaved(inode, error, where)
         await self._volume.notifier.told()  # whoever hears of the failure sees what the store holds
+
+    def note(self) -> None:
+        """Say on the disk what the spool holds, in case that this process is killed, if that is news."""
+        overlay, spool = self._overlay, self._spool
+        if overlay is None or spool is None or not (spool.noted or (self.dirty and not self.inode.unlinked)):
+            return
+        # Where nothing shows of a version below, the spool file is the content, whatever else is written to it.
+        name, modified = self.inode.name, spool.modified_ns
+        told: object = name
+        if overlay.kept or not self.dirty:
+            told = (name, self.dirty, self._generation, is_settled(modified, time.time_ns()))
+        if told == spool.noted:
+            return
+        manifest = describe(
+            self._volume.config,
+            self.inode,
+            overlay,
+            self._base,
+            reason="",
+            modified_ns=modified,
+            saved=not self.dirty,
+        )
+        spool.note(manifest, told)
 
     # --- the end ----------------------------------------------------------------------------------------------
 

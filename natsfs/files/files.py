@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from time import perf_counter
 
 import trio
 
@@ -22,12 +23,15 @@ from natsfs.errors import BucketGone, ChunksGone, Conflict, StoreError
 from natsfs.files.ahead import Ahead
 from natsfs.files.file import ATTEMPTS, File
 from natsfs.files.reader import Sequence, Version
+from natsfs.files.spool import DATA, ID_SHOWN
 from natsfs.holders import open_for_writing
+from natsfs.options import recover_command
 from natsfs.volume import Volume
 
 log = logging.getLogger(__name__)
 
 LOOK = 1.0  # seconds between two looks at the files that are open and dirty
+NOTING = 0.01  # seconds at one look for notes of what is dirty, some 200 us each
 
 
 @dataclass(slots=True)
@@ -218,6 +222,24 @@ class Files:
                         async with self.using(inode):
                             await file.commit(tentative=True)
 
+    async def note_what_stays_open(self) -> None:
+        """What is not committed for more than a moment is described on the disk, for `natsfs recover`.
+
+        A file that is closed at once costs nothing.
+        """
+        waiting: list[File] = []
+        while True:
+            await trio.sleep(LOOK)
+            # Those that had no turn at the last look come first.
+            waiting = waiting or list(self._files.values())
+            end = perf_counter() + NOTING
+            while waiting and perf_counter() < end:
+                file = waiting.pop()
+                try:
+                    file.note()
+                except Exception:
+                    log.exception("no note of %s", file.inode.name)
+
     # --- attributes -------------------------------------------------------------------------------------------
 
     async def publish_attributes(self, inode: Inode, more: tuple[Edit, ...] = ()) -> None:
@@ -321,6 +343,11 @@ class Files:
             line = f"attributes of {name} could not be stored: {error}"
         else:
             line = f"{name} could not be committed: {error}; its data is kept in {where}"
+            if where.suffix == DATA:
+                command = recover_command(
+                    self.volume.config.options.spool_dir, where.stem[:ID_SHOWN], "--to", "DIR"
+                )
+                line += f", to copy it out: {command}"
         log.error("%s", line)
         if where is not None:
             self.unsaved.append(line)

@@ -56,6 +56,11 @@ class Overlay:
         """Bytes in extents: what the spool file really occupies, holes left out."""
         return sum(self._ends) - sum(self._starts)
 
+    @property
+    def extents(self) -> int:
+        """How many they are."""
+        return len(self._starts)
+
     def segments(self, start: int, end: int) -> list[Segment]:
         """What [start, end) is made of, in order; it ends at the size."""
         end = min(end, self.size)

@@ -208,6 +208,20 @@ class Reader:
         except StoreError as error:
             log.info("reading ahead in %s: %s", version.meta.name, error)
 
+    def fetch_soon(self, version: Version) -> None:
+        """Of a small version all that is there, while the caller goes on."""
+        if version.meta.size <= SMALL:
+            version.users += 1
+            self._nursery.start_soon(self._fetch_small, version)
+
+    async def _fetch_small(self, version: Version) -> None:
+        try:
+            await self.opened(version)
+        except Exception as error:
+            log.info("reading ahead in %s: %s", version.meta.name, error)
+        finally:
+            self.release(version)
+
     async def prepare(self, metas: list[Metadata]) -> None:
         """Fetch versions of one bucket that are likely to be opened next. Whoever opens one meanwhile waits for it."""
         versions: list[Version] = []

@@ -1,27 +1,38 @@
 """The spool: files on the local disk that hold what has been written and not yet committed.
 
 Each mount has a folder of its own in the spool directory, readable by its owner only. What could not be committed
-is moved to the folder ``failed`` with a manifest beside it.
+is moved to the folder ``failed`` with a manifest beside it. What stays uncommitted for a while has a note beside it in
+the mount's own folder, in case that the daemon is killed (`natsfs.files.manifest`).
 """
 
 from __future__ import annotations
 
 import errno
 import fcntl
-import json
 import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from itertools import count
 from pathlib import Path
-from typing import Any
 
 from natsfs.catalog.metadata import new_nuid
 from natsfs.errors import MountError
+from natsfs.files.manifest import Manifest
+from natsfs.options import recover_command
 
 log = logging.getLogger(__name__)
 
 SPARES = 16  # empty files that are kept for the next ones
+
+FAILED = "failed"
+MOUNT = "mount-"
+DATA = (
+    ".data"  # in `failed`; in the folder of a mount a file of content has a nuid for its name, and no suffix
+)
+MANIFEST = ".json"
+ID_SHOWN = 8  # characters of an id that people see and type
+NEW = ".new"  # behind that of a manifest that is being written
 
 
 class Spool:
@@ -32,11 +43,10 @@ class Spool:
         self.used = 0
         self._spares: list[tuple[int, Path]] = []
         self._root = Path(directory)
-        self._folder = self._root / f"mount-{os.getpid()}"
-        self.failed = self._root / "failed"
+        self.failed = self._root / FAILED
         try:
             self._root.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._lock = _own(self._folder)
+            self._folder, self._lock = _own(self._root)
             self._sweep()
         except OSError as error:
             raise MountError(
@@ -45,16 +55,22 @@ class Spool:
 
     def _sweep(self) -> None:
         """Remove the empty files of daemons that were killed, and their folders where nothing else is left."""
-        for folder in self._root.glob("mount-*"):
+        for folder in self._root.glob(f"{MOUNT}*"):
             try:
-                with _locked(folder, fcntl.LOCK_EX | fcntl.LOCK_NB):
+                with locked(folder, fcntl.LOCK_EX | fcntl.LOCK_NB):
                     for path in folder.iterdir():
                         if not path.stat().st_size:
                             path.unlink()
+                    remove_notes(folder)
                     folder.rmdir()
             except OSError as error:
                 # BlockingIOError: of a mount that is alive; FileNotFoundError: swept by another one.
-                if error.errno not in (errno.EAGAIN, errno.ENOENT, errno.ENOTEMPTY):
+                if error.errno == errno.ENOTEMPTY:
+                    command = recover_command(str(self._root))
+                    log.info(
+                        "%s has what a daemon that was killed had not saved; %s lists it", folder, command
+                    )
+                elif error.errno not in (errno.EAGAIN, errno.ENOENT):
                     log.warning("the spool folder %s cannot be removed: %s", folder, error.strerror)
 
     def create(self) -> SpoolFile:
@@ -93,7 +109,8 @@ class Spool:
 
 
 @contextmanager
-def _locked(folder: Path, kind: int) -> Iterator[int]:
+def locked(folder: Path, kind: int) -> Iterator[int]:
+    """A lock on the folder of a mount, which its daemon has for as long as it lives."""
     lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         fcntl.flock(lock, kind)
@@ -102,14 +119,30 @@ def _locked(folder: Path, kind: int) -> Iterator[int]:
         os.close(lock)
 
 
-def _own(folder: Path) -> int:
-    """Make a folder and lock it; returns the descriptor that holds the lock."""
-    while True:
-        folder.mkdir(mode=0o700, exist_ok=True)
+def _own(root: Path) -> tuple[Path, int]:
+    """Make a folder and lock it; returns it with the descriptor that holds the lock.
+
+    A folder that is there belongs to somebody else: to a daemon with the same number that was killed, or is in another
+    container.
+    """
+    for number in count():
+        folder = root / f"{MOUNT}{os.getpid()}{f'-{number}' if number else ''}"
+        try:
+            folder.mkdir(mode=0o700)
+        except FileExistsError:
+            continue
         # Before it is locked, somebody who sweeps may take it for one that nobody has.
-        with suppress(FileNotFoundError), _locked(folder, fcntl.LOCK_EX) as lock:
+        with suppress(FileNotFoundError), locked(folder, fcntl.LOCK_EX) as lock:
             if os.fstat(lock).st_nlink:
-                return os.dup(lock)
+                return folder, os.dup(lock)
+    raise AssertionError
+
+
+def remove_notes(folder: Path) -> None:
+    """Those of content that is not there any more."""
+    for path in folder.iterdir():
+        if path.suffix and not (folder / path.name.partition(".")[0]).exists():
+            path.unlink()
 
 
 def _remove(fd: int, path: Path) -> None:
@@ -125,6 +158,7 @@ class SpoolFile:
         self._spool = spool
         self._path = path
         self._reserved = 0
+        self.noted: object = None  # what the note beside it says, for whoever makes it; None without one
 
     def write(self, data: bytes, offset: int, written_before: int, written_after: int) -> None:
         """`written_*`: the overlay's count of written bytes around this write, for the limit."""
@@ -143,26 +177,58 @@ class SpoolFile:
         self._spool.reserve(amount)
         self._reserved += amount
 
+    @property
+    def modified_ns(self) -> int:
+        return os.fstat(self.fd).st_mtime_ns
+
     def discard(self) -> None:
         self._spool.reserve(-self._reserved)
         self._reserved = 0
+        self._remove_note()
         self._spool.take_back(self.fd, self._path)
 
-    def keep(self, manifest: dict[str, Any]) -> Path:
+    def note(self, manifest: Manifest, noted: object) -> None:
+        """Say in the folder of the mount what this file holds; `noted` is kept. A disk that is full is no error."""
+        self.noted = noted
+        try:
+            self._describe(self._path, manifest)
+        except OSError as error:
+            log.info("no note of %s can be made: %s", manifest.name, error)
+
+    def _remove_note(self) -> None:
+        if self.noted is not None:
+            self.noted = None
+            with suppress(OSError):
+                self._path.with_suffix(MANIFEST).unlink(missing_ok=True)
+
+    def _describe(self, content: Path, manifest: Manifest) -> None:
+        """Write the manifest beside `content`, where the file is moved."""
+        partial = content.with_suffix(MANIFEST + NEW)
+        try:
+            partial.write_text(manifest.encode())
+            partial.chmod(0o600)
+            if content != self._path:
+                self._path.rename(content)
+            partial.rename(content.with_suffix(MANIFEST))
+        except OSError:
+            if not content.exists() or content == self._path:
+                with suppress(OSError):
+                    partial.unlink(missing_ok=True)
+            raise
+
+    def keep(self, manifest: Manifest) -> Path:
         """Put the data aside for recovery; returns where it is now. On a full disk it stays where it is."""
         failed = self._spool.failed
-        target = failed / (self._path.name + ".data")
+        target = failed / (self._path.name + DATA)
         try:
             failed.mkdir(mode=0o700, exist_ok=True)
-            partial = failed / (self._path.name + ".json.new")
-            partial.write_text(json.dumps(manifest, indent=1))
-            partial.chmod(0o600)
-            self._path.rename(target)
-            partial.rename(failed / (self._path.name + ".json"))
+            self._describe(target, manifest)
         except OSError as error:
-            log.error("the data of %s cannot be described: %s", manifest.get("name"), error)
-            if not target.exists():
-                target = self._path
+            log.error("the data of %s cannot be described: %s", manifest.name, error)
+        if target.exists():
+            self._remove_note()
+        else:
+            target = self._path
         self._spool.reserve(-self._reserved)
         self._reserved = 0
         os.close(self.fd)

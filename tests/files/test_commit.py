@@ -19,9 +19,11 @@ from natsfs.catalog.metadata import Metadata, new_nuid
 from natsfs.config import Config, Credentials
 from natsfs.errors import Conflict, StoreError
 from natsfs.files.files import Files
+from natsfs.files.manifest import Manifest
 from natsfs.namespace import Caller, Namespace
 from natsfs.options import Options
 from natsfs.store.publish import Known
+from natsfs.store.segments import Kept, Spooled
 from natsfs.volume import Volume
 from tests.support import Client, Server, noise
 
@@ -206,6 +208,65 @@ def test_content_that_builds_on_a_replaced_version_is_refused_and_kept(
     assert client.read(bucket, "f") == b"theirs"
     (kept,) = (tmp_path / "spool" / "failed").glob("*.data")
     assert kept.read_bytes()[:3] == b"NEW"
+
+
+@pytest.mark.semantics("recover-whole")
+def test_what_is_refused_is_kept_whole(
+    nats_server: Server, bucket: str, client: Client, tmp_path: Path
+) -> None:
+    """Of a small file the rest is fetched at the first write: by the time of the commit it is gone from the store."""
+    old = noise(300_000)
+    client.put(bucket, "f", old)
+
+    async def work(system: System) -> None:
+        fh = await system.open("f")
+        await system.files.write(fh, 7, b"NEW")
+        version = system.files.handle(fh).file.version()
+        assert version is not None
+        for _ in range(2000):
+            if version.layout is not None and not system.volume.reader._missing(version, 0, 3):
+                break
+            await trio.sleep(0.005)
+        client.put(bucket, "f", b"theirs")
+        with pytest.raises(StoreError) as refused:
+            await system.close(fh)
+        assert refused.value.errno == errno.ESTALE
+
+    assert len(run(nats_server, bucket, tmp_path, work)) == 1
+    (kept,) = (tmp_path / "spool" / "failed").glob("*.data")
+    assert kept.read_bytes() == old[:7] + b"NEW" + old[10:]
+    manifest = Manifest.decode(kept.with_suffix(".json").read_text())
+    assert manifest.segments == (Spooled(0, 300_000),)
+    assert manifest.base is None
+
+
+def test_what_the_spool_has_no_room_for_is_told(
+    nats_server: Server, bucket: str, client: Client, tmp_path: Path
+) -> None:
+    """Where the rest does not fit, the manifest says which version has it."""
+    old = noise(2_000_000)
+    client.put(bucket, "f", old)
+    nuid = client.stored(bucket, "f")["nuid"]
+
+    async def work(system: System) -> None:
+        fh = await system.open("f")
+        await system.files.write(fh, 7, b"NEW")
+        client.change_bucket(bucket, sealed=True)
+        with pytest.raises(StoreError):
+            await system.close(fh)
+
+    run(nats_server, bucket, tmp_path, work, spool_size=1_000_000)
+    (kept,) = (tmp_path / "spool" / "failed").glob("*.data")
+    manifest = Manifest.decode(kept.with_suffix(".json").read_text())
+    assert manifest.base is not None
+    assert (manifest.base.nuid, manifest.base.size) == (nuid, 2_000_000)
+    assert manifest.segments is not None
+    assert manifest.segments[-1] == Kept(manifest.segments[-1].start, 2_000_000)
+    data = kept.read_bytes()
+    for segment in manifest.segments:
+        if isinstance(segment, Spooled):
+            new = old[:7] + b"NEW" + old[10:]
+            assert data[segment.start : segment.end] == new[segment.start : segment.end]
 
 
 def test_nothing_is_taken_in_after_the_first_commit_failed(

@@ -115,7 +115,7 @@ def test_what_argparse_refuses(natsfs: Natsfs, arguments: list[str]) -> None:
 def test_version_and_help(natsfs: Natsfs) -> None:
     assert natsfs("--version").out == f"natsfs {__version__}\n"
     help_text = natsfs("--help").out
-    for command in ("mount", "umount", "demo", "install-helper"):
+    for command in ("mount", "umount", "recover", "demo", "install-helper"):
         assert f"\n    {command}" in help_text
         assert natsfs(command, "--help").status == 0
 

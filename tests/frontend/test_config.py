@@ -201,6 +201,27 @@ def test_a_context_without_a_server_means_this_machine(write_context: dict[str, 
     assert configure("nats://", "context=minimal", **write_context).servers == ("nats://127.0.0.1:4222",)
 
 
+def test_the_login_of_an_earlier_mount(write_context: dict[str, str]) -> None:
+    """What was recorded of its options, unless another login is given; all else is of no interest."""
+
+    def again(known: dict[str, object], *options: str, **environ: str) -> Config:
+        return assembly.log_in_again("nats:///b/p", known, options, write_context | environ)
+
+    before = configure("nats:///b/p", "context=full", **write_context)
+    known: dict[str, object] = {"context": "full", "spool_dir": "/nowhere"}
+    found = again(known)
+    assert (found.servers, found.credentials, found.options) == (
+        before.servers,
+        before.credentials,
+        before.options,
+    )
+    other = again(known | {"domain": "d"}, "user=bob,context=minimal", NATSFS_PASSWORD=SECRET)
+    assert (other.credentials.user, other.credentials.password) == ("bob", SECRET)
+    assert (other.servers, other.options.domain) == (("nats://127.0.0.1:4222",), "d")
+    with pytest.raises(UsageError, match="names no host"):
+        again({})
+
+
 @pytest.mark.parametrize(
     ("name", "expected"),
     [

@@ -14,7 +14,7 @@ from natsfs import assembly, context, options
 
 DOCS = Path(__file__).parents[2] / "docs"
 MAN = DOCS / "man" / "natsfs.1"
-COMMANDS = ("mount", "umount", "demo", "install-helper")
+COMMANDS = ("mount", "umount", "recover", "demo", "install-helper")
 
 
 def _roff(text: str) -> str:

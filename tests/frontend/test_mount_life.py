@@ -581,7 +581,8 @@ def test_a_dead_mount_is_unmounted(natsfs: Natsfs, mounted: Path) -> None:
     result = natsfs("umount", mounted)
     assert (result.status, result.error) == (
         0,
-        f"note: the daemon behind {mounted} had died; what it had not saved is in {natsfs.home}/spool",
+        f"note: the daemon behind {mounted} had died; to see what it had not saved: "
+        f"natsfs recover --spool-dir {natsfs.home}/spool",
     )
     assert leftovers(mounted) == []
 
@@ -601,6 +602,9 @@ def test_what_could_not_be_saved_is_told_by_umount(
     assert "natsfs: not saved: " in result.err
     assert "precious" in result.err
     assert str(natsfs.home / "spool") in result.err
+    command = result.err.strip().rpartition("to copy it out: natsfs ")[2].split(" ")
+    assert natsfs(*command[:-1], mountpoint / "copy").status == 0
+    assert (mountpoint / "copy").read_bytes() == b"data"
     # Told once, and not kept.
     assert "not mounted" in natsfs("umount", mountpoint).error
 
