@@ -18,7 +18,7 @@ from functools import partial
 
 import trio
 
-from natsfs.catalog.attributes import SYMLINK_KEY, Attributes
+from natsfs.catalog.attributes import SYMLINK_KEY, Attributes, renamed_at
 from natsfs.catalog.bucket import Bucket
 from natsfs.catalog.inodes import AttributesChanged, EntryChanged, Ino, Inode, Node
 from natsfs.catalog.metadata import Link, Metadata, new_nuid, tombstone
@@ -437,7 +437,7 @@ class Namespace:
                 else:
                     operation.apply(stored)
                     if inode is not None:
-                        inode.unlinked = True
+                        inode.unlinked, inode.gone = True, False
                     return
             await self._volume.refresh(catalog, meta.subject)
             path = node.path()
@@ -555,6 +555,7 @@ class Namespace:
                 await self._exchange_directories(catalog, source, target)
             else:
                 await self._exchange_files(catalog, source, target)
+            self._remind((old_parent, old_name), (new_parent, new_name))
             return
         if target is not None:
             if not replace_target:
@@ -569,6 +570,17 @@ class Namespace:
             await self._rename_directory(catalog, source, target_dir, new_name, target)
         else:
             await self._rename_file(catalog, source, target_dir, new_name, replace_target)
+        self._remind((old_parent, old_name), (new_parent, new_name))
+
+    def _remind(self, *places: tuple[Inode, bytes]) -> None:
+        """After a rename the kernel has what it knew of one name under the other.
+
+        That others had changed it is told only now, since the kernel takes nothing while a rename goes on in the
+        directory, and by the name that it had before.
+        """
+        notifier = self._volume.notifier
+        if any(notifier.owes(parent.ino, name) for parent, name in places):
+            notifier.send(EntryChanged(parent.ino, name) for parent, name in places)
 
     @staticmethod
     def _renamed(
@@ -720,7 +732,8 @@ class Namespace:
                             )
                         except Conflict:
                             # Whoever replaced the first name's object has purged its chunks.
-                            await operation.publish(second, to_two.seq)
+                            with suppress(Conflict):
+                                await self._give_back(operation, catalog, to_two, second)
                             await operation.publish(tombstone(parked), parked.seq)
                             raise refuse(errno.ESTALE, one.name) from None
                         gone = await operation.publish(tombstone(parked), parked.seq)
@@ -781,6 +794,8 @@ class Namespace:
     ) -> Metadata:
         """The new name is published: now the old one gets its tombstone, if it is still the version that was moved.
 
+        Returns the newest message of the old name.
+
         Otherwise the other client that replaced or removed it in this moment has purged its chunks: the new name is
         taken back, and leads to what it led to before.
         """
@@ -788,6 +803,8 @@ class Namespace:
             current = catalog.live(old.subject)
             if current is None or current.nuid != old.nuid:
                 break
+            if renamed_at(current.attributes) != renamed_at(old.attributes):
+                return current  # somebody has renamed it back already: that is not the name which was to end
             # Of another sequence if its attributes have changed meanwhile.
             try:
                 buried = await operation.publish(tombstone(old, now), current.seq)
@@ -799,12 +816,32 @@ class Namespace:
             else:
                 return buried
         try:
-            back = await operation.publish(tombstone(moved) if replaced is None else replaced, moved.seq)
+            back = await self._give_back(operation, catalog, moved, replaced)
         except StoreError:
             operation.apply(moved)
             raise
         operation.apply(back)
         raise refuse(errno.ESTALE if catalog.live(old.subject) is not None else errno.ENOENT)
+
+    async def _give_back(
+        self, operation: Operation, catalog: Bucket, moved: Metadata, replaced: Metadata | None
+    ) -> Metadata:
+        """The name of `moved` leads again to what was `replaced`, or to nothing.
+
+        Somebody else may have taken `moved` from there in this moment. They did not mean what it had replaced, which
+        must not be lost; where they have put something of their own in its place they did. Raises `Conflict` then.
+        """
+        expected = moved.seq
+        for _ in range(ATTEMPTS):
+            try:
+                return await operation.publish(tombstone(moved) if replaced is None else replaced, expected)
+            except Conflict:
+                there = await self._volume.store.metadata(catalog.name, moved.subject)
+                is_free = there is None or there.deleted
+                if replaced is None if is_free else there is None or there.nuid != moved.nuid:
+                    raise
+                expected = 0 if there is None else there.seq
+        raise refuse(errno.EBUSY)
 
     def _forget(self, directory: Node, name: bytes) -> None:
         if directory.inode is not None:
