@@ -53,6 +53,7 @@ RECONCILE = 60.0  # seconds between two comparisons of the catalog with the subj
 COMPARE = 1800.0  # seconds after which that is done also where the number of messages is as it should be
 COUNTS, COUNT_AGAIN = 5, 0.2  # times to count them, and seconds between two
 EXPIRE = 1.0  # seconds between two looks at what has reached its stream's max_age
+REST = 1.0  # seconds at most between two looks at what may have been purged
 SUSPECTS = 1000  # names that are asked about one by one; of more, the whole list is asked for
 OUTCOME_UNKNOWN = 0  # in place of the sequence that ended a version: it is not known whether it ever was one
 FREEZE = 50_000  # listed objects after which the garbage collector is told to leave what is there alone
@@ -428,17 +429,17 @@ class Volume:
             suspects.add(subject)
 
     async def _look_at_suspects(self, catalog: Bucket) -> None:
-        delay = 0.0
         while suspects := self._suspects[catalog]:
             self._suspects[catalog] = set()
+            began = trio.current_time()
             if None in suspects or len(suspects) > SUSPECTS:
                 await self._look_again(catalog, None)
             else:
                 for subject in suspects:
                     await self._look_again(catalog, subject)
-            # A burst of purges elsewhere is looked at a few times and not once for each.
-            await trio.sleep(delay)
-            delay = min(delay * 2 + 0.05, 1.0)
+            # In a burst of purges elsewhere the looks leave half of the time to those who wait for an answer, and a
+            # name that is purged last is still gone at once.
+            await trio.sleep(min(trio.current_time() - began, REST))
         del self._suspects[catalog]
 
     async def _look_again(self, catalog: Bucket, subject: str | None) -> None:
