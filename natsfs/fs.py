@@ -121,6 +121,17 @@ class FileSystem(pyfuse3.Operations):
         except KeyError:
             raise FUSEError(errno.ESTALE) from None
 
+    def _named(self, ino: int) -> Inode:
+        """The inode of a call that may have come by path.
+
+        The kernel hears of what others do a moment later than this mount. After ESTALE it looks again at a name that it
+        took for one that is gone: otherwise what is written or set now would go to nobody.
+        """
+        inode = self._inode(ino)
+        if inode.gone and not inode.pins:
+            raise FUSEError(errno.ESTALE)
+        return inode
+
     def _blank(self) -> EntryAttributes:
         entry = EntryAttributes()
         entry.generation = 0
@@ -246,7 +257,7 @@ class FileSystem(pyfuse3.Operations):
         fh: FileHandleT | None,
         ctx: RequestContext,
     ) -> EntryAttributes:
-        node = self._inode(inode)
+        node = self._inode(inode) if fh is not None else self._named(inode)
         if fields.update_size:
             if fh is not None:
                 await self._files.handle(fh).file.truncate(attr.st_size)
@@ -288,13 +299,13 @@ class FileSystem(pyfuse3.Operations):
         # XATTR_CREATE and XATTR_REPLACE: pyfuse3 asks getxattr first, while the kernel holds the inode's lock.
         if not name.startswith(PREFIX):
             raise FUSEError(errno.EOPNOTSUPP)
-        await self._xattrs.set(self._inode(inode), name, value)
+        await self._xattrs.set(self._named(inode), name, value)
 
     @answered
     async def removexattr(self, inode: InodeT, name: XAttrNameT, ctx: RequestContext) -> None:
         if not name.startswith(PREFIX):
             raise FUSEError(errno.EOPNOTSUPP)
-        await self._xattrs.remove(self._inode(inode), name)
+        await self._xattrs.remove(self._named(inode), name)
 
     # --- directories ------------------------------------------------------------------------------------------
 
@@ -363,7 +374,7 @@ class FileSystem(pyfuse3.Operations):
 
     @answered
     async def open(self, inode: InodeT, flags: FlagT, ctx: RequestContext) -> FileInfo:
-        node = self._inode(inode)
+        node = self._named(inode)
         handle = await self._open(node, flags)
         if flags & os.O_TRUNC:
             self._names.truncated(node, self._caller(ctx))

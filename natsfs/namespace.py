@@ -18,7 +18,7 @@ from functools import partial
 
 import trio
 
-from natsfs.catalog.attributes import SYMLINK_KEY, Attributes
+from natsfs.catalog.attributes import SYMLINK_KEY, Attributes, renamed_at
 from natsfs.catalog.bucket import Bucket
 from natsfs.catalog.inodes import AttributesChanged, EntryChanged, Ino, Inode, Node
 from natsfs.catalog.metadata import Link, Metadata, new_nuid, tombstone
@@ -437,7 +437,7 @@ class Namespace:
                 else:
                     operation.apply(stored)
                     if inode is not None:
-                        inode.unlinked = True
+                        inode.unlinked, inode.gone = True, False
                     return
             await self._volume.refresh(catalog, meta.subject)
             path = node.path()
@@ -555,6 +555,7 @@ class Namespace:
                 await self._exchange_directories(catalog, source, target)
             else:
                 await self._exchange_files(catalog, source, target)
+            self._remind((old_parent, old_name), (new_parent, new_name))
             return
         if target is not None:
             if not replace_target:
@@ -569,6 +570,17 @@ class Namespace:
             await self._rename_directory(catalog, source, target_dir, new_name, target)
         else:
             await self._rename_file(catalog, source, target_dir, new_name, replace_target)
+        self._remind((old_parent, old_name), (new_parent, new_name))
+
+    def _remind(self, *places: tuple[Inode, bytes]) -> None:
+        """After a rename the kernel has what it knew of one name under the other.
+
+        That others had changed it is told only now, since the kernel takes nothing while a rename goes on in the
+        directory, and by the name that it had before.
+        """
+        notifier = self._volume.notifier
+        if any(notifier.owes(parent.ino, name) for parent, name in places):
+            notifier.send(EntryChanged(parent.ino, name) for parent, name in places)
 
     @staticmethod
     def _renamed(
@@ -636,7 +648,7 @@ class Namespace:
             mine = {one.op for one in sent}
             if not isinstance(error, Unreachable):
                 try:
-                    await self._take_back(operation, sent, mine, side_by_side=side_by_side)
+                    await self._take_back(operation, sent, mine, at_once=True, side_by_side=side_by_side)
                 except StoreError:
                     pass
                 else:
@@ -648,7 +660,7 @@ class Namespace:
 
             async def later() -> None:
                 async with self._changing(catalog) as anew:
-                    await self._take_back(anew, sent, mine, side_by_side=side_by_side)
+                    await self._take_back(anew, sent, mine, at_once=False, side_by_side=side_by_side)
 
             self._volume.until_done(f"taking back a rename in bucket {catalog.name}", later)
             raise
@@ -657,14 +669,14 @@ class Namespace:
 
     @staticmethod
     async def _take_back(
-        operation: Operation, sent: list[Sent], mine: set[str], *, side_by_side: bool
+        operation: Operation, sent: list[Sent], mine: set[str], *, at_once: bool, side_by_side: bool
     ) -> None:
         """What could be taken back is not in `sent` any more, also after an error."""
         while sent:
             last = 1
             while side_by_side and last < len(sent) and sent[-last - 1].meta.deleted == sent[-1].meta.deleted:
                 last += 1
-            await pipelined(partial(operation.take_back, one, mine) for one in sent[-last:])
+            await pipelined(partial(operation.take_back, one, mine, at_once=at_once) for one in sent[-last:])
             del sent[-last:]
 
     async def _rename_file(
@@ -820,7 +832,7 @@ class Namespace:
 
             async def later() -> None:
                 async with self._changing(catalog) as anew:
-                    await anew.take_back(sent[0], mine)
+                    await anew.take_back(sent[0], mine, at_once=False)
 
             self._volume.until_done(f"the end of an exchange in bucket {catalog.name}", later)
 
@@ -867,13 +879,17 @@ class Namespace:
     ) -> Metadata | None:
         """The new name is published: now the old one gets its tombstone, if it is still the version that was moved.
 
-        None if it had it, and somebody else has used the name since, before the answer was known. Raises ESTALE or
+        None if somebody else has used the name since: its content stands there under another rename, or it had its
+        None if somebody else has used the name since: it is renamed back already, or it had its tombstone, and the
+        answer to that was lost. Raises ESTALE or
         ENOENT if another client has replaced or removed the object in this moment, and purged its chunks.
         """
         for _ in range(ATTEMPTS):
             current = catalog.live(old.subject)
             if current is None or current.nuid != old.nuid:
                 break
+            if renamed_at(current.attributes) != renamed_at(old.attributes):
+                return None  # somebody has renamed it back already: that is not the name which was to end
             # Of another sequence if its attributes have changed meanwhile.
             try:
                 return await operation.publish(tombstone(old, now), current.seq)

@@ -38,6 +38,7 @@ class _Barrier:
 class _Worker:
     def __init__(self, number: int) -> None:
         self._waiting: OrderedDict[tuple[object, ...], Effect | _Barrier] = OrderedDict()
+        self._telling: tuple[object, ...] | None = None
         self._idle = True
         self._condition = threading.Condition()
         self._stopped = False
@@ -61,6 +62,10 @@ class _Worker:
             self._condition.notify()
             return True
 
+    def owes(self, key: tuple[object, ...]) -> bool:
+        with self._condition:
+            return key in self._waiting or key == self._telling
+
     def stop(self) -> None:
         with self._condition:
             self._stopped = True
@@ -73,12 +78,13 @@ class _Worker:
     def _run(self) -> None:
         while True:
             with self._condition:
+                self._telling = None
                 while not self._waiting and not self._stopped:
                     self._idle = True
                     self._condition.wait()
                 if self._stopped:
                     return
-                _, effect = self._waiting.popitem(last=False)
+                self._telling, effect = self._waiting.popitem(last=False)
                 self._idle = False
             if isinstance(effect, _Barrier):
                 effect.passed()
@@ -134,6 +140,10 @@ class Notifier:
                         self._workers[parent % THREADS].add((parent, name), effect)
                 case AttributesChanged(ino) | ContentChanged(ino):
                     self._workers[ino % THREADS].add((type(effect), ino), effect)
+
+    def owes(self, parent: int, name: bytes) -> bool:
+        """Whether the kernel may still take `name` in the directory `parent` for what it led to before."""
+        return bool(self._workers) and self._workers[parent % THREADS].owes((parent, name))
 
     async def entries_told(self) -> None:
         """Wait until the kernel has heard of every entry that appeared."""

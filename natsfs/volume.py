@@ -65,9 +65,11 @@ RECONCILE = 60.0  # seconds between two comparisons of the catalog with the subj
 COMPARE = 1800.0  # seconds after which that is done also where the number of messages is as it should be
 COUNTS, COUNT_AGAIN = 5, 0.2  # times to count them, and seconds between two
 EXPIRE = 1.0  # seconds between two looks at what has reached its stream's max_age
+REST = 1.0  # seconds at most between two looks at what may have been purged
 SUSPECTS = 1000  # names that are asked about one by one; of more, the whole list is asked for
 OUTCOME_UNKNOWN = 0  # in place of the sequence that ended a version: it is not known whether it ever was one
 FREEZE = 50_000  # listed objects after which the garbage collector is told to leave what is there alone
+TAKES = 3  # attempts to take a message back, where others change its name in the same moment
 INSIST = 10.0  # seconds, at most, between two attempts at what the store has still to take
 INFO_AGE = 2.0  # seconds for which statfs(2) believes the last answer
 
@@ -223,28 +225,35 @@ class Operation:
         await volume.store.publish(tombstone(meta), Known(meta.seq), op)
         raise Conflict(f"bucket {mounted.name} was made again or restored meanwhile", 0)
 
-    async def take_back(self, sent: Sent, mine: set[str]) -> None:
+    async def take_back(self, sent: Sent, mine: set[str], *, at_once: bool) -> None:
         """Let the name of a message of this or an earlier operation lead again to what it led to before.
 
         What somebody else has put there since stays: a message of another operation than those in `mine`, to which
-        the new one is added.
+        the new one is added. If it is done `at_once`, before anybody has heard of the failure, somebody may have taken
+        what stood there for a moment, or changed its attributes: they did not mean what it had replaced.
         """
         volume, before = self._volume, sent.before
-        found = await volume.store.metadata(self._catalog.name, sent.meta.subject)
-        there = 0 if found is None else found.seq
-        # One that has not arrived may still do so: another one in its stead raises the sequence that it expects.
-        may_arrive = sent.seq is None and there == sent.expected
-        if not may_arrive and (found is None or found.op not in mine):
+        for _ in range(TAKES):
+            found = await volume.store.metadata(self._catalog.name, sent.meta.subject)
+            there = 0 if found is None else found.seq
+            # One that has not arrived may still do so: another one in its stead raises the sequence that it expects.
+            may_arrive = sent.seq is None and there == sent.expected
+            if found is None or found.deleted:
+                was_taken = at_once and before is not None
+            else:
+                was_taken = at_once and bool(found.nuid) and found.nuid == sent.meta.nuid
+            if not may_arrive and not was_taken and (found is None or found.op not in mine):
+                return
+            if before is not None and not await volume.is_whole(self._catalog, before):
+                return  # whoever replaced it under its other name has removed its content
+            known = len(self.sent)
+            try:
+                self.apply(await self.publish(tombstone(sent.meta) if before is None else before, there))
+            except Conflict:
+                continue
+            finally:
+                mine.update(one.op for one in self.sent[known:] if one.meta.subject == sent.meta.subject)
             return
-        if before is not None and not await volume.is_whole(self._catalog, before):
-            return  # whoever replaced it under its other name has removed its content
-        known = len(self.sent)
-        try:
-            self.apply(await self.publish(tombstone(sent.meta) if before is None else before, there))
-        except Conflict:
-            pass
-        finally:
-            mine.update(one.op for one in self.sent[known:] if one.meta.subject == sent.meta.subject)
 
     def apply(self, meta: Metadata, inode: Inode | None = None) -> None:
         """Make a published message what the tree shows.
@@ -498,17 +507,17 @@ class Volume:
             suspects.add(subject)
 
     async def _look_at_suspects(self, catalog: Bucket) -> None:
-        delay = 0.0
         while suspects := self._suspects[catalog]:
             self._suspects[catalog] = set()
+            began = trio.current_time()
             if None in suspects or len(suspects) > SUSPECTS:
                 await self._look_again(catalog, None)
             else:
                 for subject in suspects:
                     await self._look_again(catalog, subject)
-            # A burst of purges elsewhere is looked at a few times and not once for each.
-            await trio.sleep(delay)
-            delay = min(delay * 2 + 0.05, 1.0)
+            # In a burst of purges elsewhere the looks leave half of the time to those who wait for an answer, and a
+            # name that is purged last is still gone at once.
+            await trio.sleep(min(trio.current_time() - began, REST))
         del self._suspects[catalog]
 
     async def _look_again(self, catalog: Bucket, subject: str | None) -> None:

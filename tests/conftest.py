@@ -28,8 +28,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--coherence-seconds",
         type=float,
-        default=40.0,
-        help="how long the random operations on several mounts go on, one half of it with cut connections",
+        default=60.0,
+        help="how long the random operations on several mounts go on, one half of it with cut connections"
+        " (3600 is a thorough run)",
     )
 
 

@@ -246,6 +246,11 @@ def named_ns(values: Mapping[str, str] | bytes | None) -> int | None:
     return parse_time(values.get("btime", "")) if named is None else named
 
 
+def renamed_at(values: Mapping[str, str] | None) -> str | None:
+    """The text of the time of an object's last rename."""
+    return (values or {}).get("named")
+
+
 def removed_ns(values: Mapping[str, str] | None) -> int | None:
     """When the name of a tombstone was removed, by what its map says."""
     return parse_time((values or {}).get("ctime", ""))

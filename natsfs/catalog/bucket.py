@@ -672,6 +672,7 @@ class Bucket:
         node.inode = inode
         node.ino = inode.ino
         inode.node = node
+        inode.gone = False
         inode.meta = meta
         inode.name = meta.name
 
@@ -707,6 +708,8 @@ class Bucket:
             # Somebody else removed it. What is being written here is not theirs to remove: it is committed or, where it
             # builds on what they removed, put aside with an error. Own removals set the flag themselves.
             inode.unlinked = False
+        if inode is not None:
+            inode.gone = True
         self.touch(parent, time_ns)
         effects.append(self._entry(parent, node.name, node.ino))
         self._parent_attributes(parent, effects)

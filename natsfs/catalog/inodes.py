@@ -122,7 +122,8 @@ class Inode:
     shows, None before the first commit. `pins` counts open files and uncommitted data; the inode lives while the
     kernel's lookup count or the pins are above zero. `uncommitted` says that content or attributes differ from what
     is stored; `unlinked` that this mount removed the name (or nobody has the file open), so that nothing of it will be
-    committed. `layered` says that what was written here lies over its version, which must stay the one below then.
+    committed; `gone` that somebody else has removed the name, so that only who has the file open still means it.
+    `layered` says that what was written here lies over its version, which must stay the one below then.
     `edits` are changes of extended attributes that wait for the commit of a file's content.
     """
 
@@ -130,6 +131,7 @@ class Inode:
         "attributes",
         "bucket",
         "edits",
+        "gone",
         "ino",
         "layered",
         "meta",
@@ -156,6 +158,7 @@ class Inode:
         self.unlinked = False
         self.uncommitted = False
         self.layered = False
+        self.gone = False
 
     @property
     def is_dir(self) -> bool:

@@ -210,8 +210,11 @@ class File:
             self._touch()
             return
         overlay, spool = self._layer()
-        # A file that is new here begins with this; it may be new elsewhere at the same time.
-        self._appended_from = 0 if self.inode.meta is None and not self.inode.size and not size else None
+        if self.inode.meta is None and not self.inode.size and not size:
+            # A file that is new here begins with this; it may be new elsewhere at the same time.
+            self._appended_from = 0
+        elif size != self.inode.size or not size:
+            self._appended_from = None
         before = overlay.written
         if self._upload is not None and size < self._taken:
             self._no_early = True

@@ -155,6 +155,7 @@ class Watch:
         """List the bucket again, unless that was done since messages are published on a new connection."""
         if self._consumer is not None and self._listed != self._generation():
             self._consumer.fail(Unreachable("what was listed may be of another store"))
+            self.again()
 
     @property
     def is_silent(self) -> bool:
@@ -167,6 +168,7 @@ class Watch:
         delay = 0.05
         while True:
             started = trio.current_time()
+            self._again = trio.Event()
             try:
                 await self._follow()
             except BucketGone:
@@ -180,7 +182,6 @@ class Watch:
             self._emit(Interrupted(self._bucket))
             if trio.current_time() - started > 10:
                 delay = 0.05
-            self._again = trio.Event()
             with trio.move_on_after(delay) as scope:
                 await self._again.wait()
             if scope.cancelled_caught:

@@ -1,4 +1,4 @@
-"""A TCP proxy whose connections a test can cut, and one that keeps single messages from arriving."""
+"""A TCP proxy whose connections a test can cut or make wait, and one that keeps single messages from arriving."""
 
 from __future__ import annotations
 
@@ -11,6 +11,23 @@ from collections.abc import Callable, Iterable, Iterator
 _PAYLOAD = re.compile(rb"(H?PUB|H?MSG) (\S+) (.*?)(\d+)\Z")
 
 
+class Hold:
+    """The first connection that sends `text` gets no further until `release`."""
+
+    def __init__(self, text: bytes) -> None:
+        self.text = text
+        self.holds = threading.Event()
+        self._released = threading.Event()
+
+    def pass_on(self, data: bytes) -> None:
+        if self.text in data and not self.holds.is_set():
+            self.holds.set()
+            self._released.wait()
+
+    def release(self) -> None:
+        self._released.set()
+
+
 class Proxy:
     """Forwards each connection to `target` (a port of 127.0.0.1); `cut` breaks all of them, `port` stays open."""
 
@@ -20,6 +37,7 @@ class Proxy:
         self._target = target
         self._pairs: set[tuple[socket.socket, socket.socket]] = set()
         self._lock = threading.Lock()
+        self._hold: Hold | None = None
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = int(self._listener.getsockname()[1])
         threading.Thread(target=self._accept, daemon=True).start()
@@ -54,6 +72,9 @@ class Proxy:
     ) -> None:
         with contextlib.suppress(OSError):
             while data := source.recv(1 << 18):
+                hold = self._hold
+                if hold is not None and source is pair[0]:
+                    hold.pass_on(data)
                 sink.sendall(sift(data))
         self._end(pair)
 
@@ -74,6 +95,16 @@ class Proxy:
                 self._pairs.discard(pair)
                 for one in pair:
                     one.close()
+
+    @contextlib.contextmanager
+    def holding(self, text: bytes) -> Iterator[Hold]:
+        """The next connection that sends `text` waits, until the end of the block at most."""
+        self._hold = hold = Hold(text)
+        try:
+            yield hold
+        finally:
+            self._hold = None
+            hold.release()
 
     def cut(self) -> None:
         """Both ends of every connection see it closed; what was on its way is lost or not, as it happens."""

@@ -100,6 +100,21 @@ def lines_of(who: int, count: int) -> list[str]:
 
 
 @pytest.mark.semantics("appends-from-several-machines")
+def test_two_append_to_a_file_that_is_new_here_and_elsewhere(
+    folders: tuple[Path, Path], client: Client
+) -> None:
+    here, there = folders
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+    with opened(here / "log", flags) as one:
+        os.write(one, b"one\n")
+        with opened(here / "log", flags) as two, opened(there / "log", flags) as other:
+            os.write(two, b"two\n")
+            os.write(other, b"other\n")
+            os.fsync(other)
+    assert client.read(here.name, "log") == b"other\none\ntwo\n"
+
+
+@pytest.mark.semantics("appends-from-several-machines")
 @pytest.mark.parametrize("first", ["", "first\n"], ids=["new", "existing"])
 @pytest.mark.parametrize("how", ["hold", "close"])
 def test_appends_on_four_mounts(bucket: str, mount: Mounter, client: Client, how: str, first: str) -> None:

@@ -1,0 +1,287 @@
+"""What several mounts and clients saw and did, held against the order of the store.
+
+The bucket republishes each metadata message that it stores: so the test knows all of them, those too that were replaced
+a moment later, and judges every reading and every end of a version as it happens. What is kept are a few ten bytes for
+each version.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+
+from nats.aio.msg import Msg
+
+from tests.support import Client, digest_of
+
+ASIDE = "aside."  # begins the names under which content is written that is renamed then; nobody reads them
+LAG = 5.0  # seconds in which a stored message has certainly been republished to the test
+
+
+def republish(bucket: str) -> dict[str, object]:
+    """The setting of the bucket's stream that a `History` needs."""
+    return {"republish": {"src": f"$O.{bucket}.M.>", "dest": f"stored.{bucket}.>"}}
+
+
+def key(content: bytes | str) -> str:
+    """Enough to tell versions apart: of a digest, or the text of a link."""
+    return content if isinstance(content, str) else digest_of(content)[8:20]
+
+
+@dataclass(slots=True)
+class _Version:
+    names: set[str] = field(default_factory=set)  # that have led to it and were not seen to end
+    ended: bool = False  # whether somebody has replaced or removed it under one of its names
+
+
+class History:
+    """Everything that all threads did, a line each in the file `log`. `problems` is empty if all of it can be."""
+
+    def __init__(self, url: str, bucket: str, log: Path) -> None:
+        self.problems: list[str] = []
+        self.stop = threading.Event()
+        self.done: Counter[str] = Counter()  # calls that succeeded, by kind
+        self._log = log.open("w", buffering=1)
+        self._client = Client(url)
+        self._changed = threading.Condition(threading.RLock())
+        # Per name the versions in the order of the store. A purge leaves no message; it is not in here.
+        self._stored: dict[str, list[str]] = {}
+        # Per mount and name how far in that order it has shown to be.
+        self._shown: dict[tuple[int, str], int] = {}
+        self._live: dict[str, str] = {}  # nuid by name
+        # By name the nuid that was replaced there last; and the one that was replaced by a version that had come to
+        # its end before. A rename of what somebody replaces elsewhere in this moment brings such a one, and takes it
+        # back.
+        self._replaced: dict[str, str] = {}
+        self._owed: dict[str, str] = {}
+        self._versions: dict[str, _Version] = {}
+        self._dead: set[str] = set()
+        self._removing: Counter[str] = Counter()
+        self._removed: dict[str, float] = {}  # by name, the time of the end of the last removal
+        # Appended lines, by the name of the log: those of calls that succeeded, and of those that may have.
+        self._logs = 0
+        self._lines: dict[str, dict[str, bool]] = {"log0": {}}
+        # Names that are made exclusively.
+        self._locks: Counter[str] = Counter()
+        self._unsure: set[str] = set()
+        self._holder: dict[str, int] = {}
+        self._client.run(self._client.connection.subscribe(f"stored.{bucket}.>", cb=self._take))
+        self._client.run(self._client.connection.flush())
+
+    def close(self) -> None:
+        self._client.close()
+        self._log.close()
+
+    def note(self, text: str, began: float | None = None) -> None:
+        """`began` is the time of the beginning of what is told, if that took any."""
+        with self._changed:
+            self._log.write(f"{began or time.time():.4f} {time.time():.4f} {text}\n")
+
+    def wrong(self, text: str) -> None:
+        self.note(f"WRONG {text}")
+        with self._changed:
+            self.problems.append(text)
+
+    # --- the store --------------------------------------------------------------------------------------------
+
+    async def _take(self, message: Msg) -> None:
+        try:
+            headers = message.headers or {}
+            with self._changed:
+                self._apply(
+                    json.loads(message.data),
+                    int(headers["Nats-Sequence"]),
+                    datetime.fromisoformat(headers["Nats-Time-Stamp"]).timestamp(),
+                )
+                self._changed.notify_all()
+        except Exception as error:
+            self.wrong(f"a message that nobody foresaw: {error!r}, {message.data[:300]!r}")
+
+    def _apply(self, meta: dict[str, object], seq: int, when: float) -> None:
+        name, nuid, deleted = str(meta["name"]), str(meta["nuid"]), bool(meta.get("deleted"))
+        text = (meta.get("metadata") or {}).get("symlink")  # type: ignore[attr-defined]
+        version = "" if deleted else str(meta["digest"])[8:20] if text is None else str(text)
+        self.note(f"store: {seq} {name} {nuid} {version or 'deleted'}", when)
+        before = self._live.get(name)
+        if deleted:
+            if before is not None:
+                del self._live[name]
+                removed = self._removing[name] > 0 or self._removed.get(name, 0.0) >= when - 0.001
+                self._end(before, name, seq, removed=removed)
+            return
+        if text is None and not meta["size"]:
+            return
+        if not name.startswith(ASIDE):
+            self._stored.setdefault(name, []).append(version)
+        if text is not None or before == nuid:
+            return
+        came_back = nuid in self._dead
+        # By a rename that met a conflict: what it had brought is under its old name, or replaced there.
+        brought = self._versions.get(before or "", _Version())
+        given_back = nuid == self._replaced.get(name) and (len(brought.names) > 1 or brought.ended)
+        if not came_back or given_back or self._owed.get(name) == nuid:
+            self._owed.pop(name, None)
+        elif before is not None:
+            self._owed.setdefault(name, before)
+        self._replaced[name] = before or ""
+        self._dead.discard(nuid)
+        self._live[name] = nuid
+        known = self._versions.setdefault(nuid, _Version(ended=came_back))
+        known.names.add(name)
+        if before is not None:
+            self._end(before, name, seq, removed=not given_back)
+
+    def _end(self, nuid: str, name: str, seq: int, *, removed: bool) -> None:
+        """`name` leads to another version, or to none; `removed` if that is what somebody wanted."""
+        version = self._versions[nuid]
+        version.names.discard(name)
+        version.ended = version.ended or removed
+        if version.names:
+            return
+        if not version.ended:
+            self.wrong(
+                f"{name}: a version that nobody removed lost its last name with sequence {seq}: {nuid}"
+            )
+        del self._versions[nuid]
+        self._dead.add(nuid)
+
+    def ended(self) -> None:
+        """Nobody does anything any more."""
+        for name, nuid in self._owed.items():
+            self.wrong(f"{name}: a version was lost to one that had been replaced before: {nuid}")
+
+    @contextmanager
+    def removing(self, name: str) -> Iterator[None]:
+        """For the time of a call that is to remove `name`."""
+        with self._changed:
+            self._removing[name] += 1
+        sure = True
+        try:
+            yield
+        except OSError as error:
+            sure = error.errno != errno.ETIMEDOUT
+            raise
+        finally:
+            with self._changed:
+                self._removing[name] -= 1
+                if self._removed.get(name) != math.inf:
+                    self._removed[name] = time.time() if sure else math.inf
+
+    # --- readings ---------------------------------------------------------------------------------------------
+
+    def shown(self, mount: int, name: str) -> int:
+        """How far `mount` had shown to be, to be asked before a call whose result is judged."""
+        return self._shown.get((mount, name), 0)
+
+    def saw(
+        self,
+        mount: int,
+        name: str,
+        since: int,
+        content: bytes | str,
+        how: str = "shows",
+        also: str | None = None,
+    ) -> None:
+        """A whole version that was not older than `since`; or that was written, and has to be stored then.
+
+        `also` is another name that the call may have been about: that of the file in a directory that was renamed when
+        the path had been resolved so far.
+        """
+        version = key(content)
+        with self._changed:
+            at = self._changed.wait_for(
+                lambda: self._find(name, version, since) or (also and self._find(also, version, 0)), LAG
+            )
+            if at and self._find(name, version, since):
+                self._shown[mount, name] = max(self._shown.get((mount, name), 0), int(at))
+            if at:
+                return
+            older = version in self._stored.get(name, ())
+        what = content[:19]
+        why = "which is older than what it showed before" if older else "which was never stored there"
+        self.wrong(f"mount {mount}: {how} {name} {what!r} ({version}), {why}")
+
+    def _find(self, name: str, version: str, since: int) -> int | None:
+        """The first place from `since` on in the order of the store, counted from 1."""
+        stored = self._stored.get(name, [])
+        try:
+            return stored.index(version, max(since - 1, 0)) + 1
+        except ValueError:
+            return None
+
+    # --- logs -------------------------------------------------------------------------------------------------
+
+    @property
+    def log(self) -> str:
+        """To append to now: a log stays so short that it is read with one request."""
+        with self._changed:
+            if len(self._lines[f"log{self._logs}"]) >= 150:
+                self._logs += 1
+                self._lines[f"log{self._logs}"] = {}
+            return f"log{self._logs}"
+
+    @property
+    def logs(self) -> list[str]:
+        return list(self._lines)
+
+    def append(self, log: str, line: str) -> None:
+        """Before the call: whether it is stored is not known."""
+        with self._changed:
+            self._lines[log][line] = False
+
+    def appended(self, log: str, line: str) -> None:
+        with self._changed:
+            self._lines[log][line] = True
+
+    def judge_log(self, where: str, log: str, data: bytes, *, whole: bool = False) -> None:
+        """Every line once, no line torn, each writer's in its order; `whole` if all that was stored has to be there."""
+        newest: dict[str, str] = {}
+        lines = data.decode(errors="replace").splitlines(keepends=True)
+        with self._changed:
+            known = dict(self._lines[log])
+        for line in lines:
+            writer = line[:2]
+            if line not in known:
+                self.wrong(f"{where}: {log} has the line {line!r}, which nobody wrote")
+            elif newest.get(writer, "") >= line:
+                self.wrong(f"{where}: {log} has the line {line!r} behind {newest[writer]!r}")
+            newest[writer] = line
+        if whole:
+            for line in sorted({line for line, stored in known.items() if stored} - set(lines)):
+                self.wrong(f"{where}: {log} lacks the line {line!r}, which was stored")
+
+    # --- what is made exclusively -----------------------------------------------------------------------------
+
+    def lock(self, kind: str) -> str:
+        """To be made now. A file and a directory of one name do not exclude each other: each kind has its own."""
+        return f"{kind}{self._locks[kind]}"
+
+    def spoil(self, kind: str) -> None:
+        """Whether it was made or removed is not known: from now on another one is used."""
+        with self._changed:
+            self._unsure.add(self.lock(kind))
+            self._locks[kind] += 1
+
+    def is_unsure(self, name: str) -> bool:
+        return name in self._unsure
+
+    @contextmanager
+    def holding(self, lock: str, player: int) -> Iterator[None]:
+        with self._changed:
+            other = self._holder.setdefault(lock, player)
+        if other != player:
+            self.wrong(f"{lock} was made by player {player} while {other} had it")
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._holder.pop(lock, None)

@@ -1,0 +1,169 @@
+"""A rename, and what others do to its two names between its messages."""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.coherence.proxy import Proxy
+from tests.posix.libc import RENAME_EXCHANGE, renameat2
+from tests.support import Client, Mount, Mounter, Server, until
+
+TOMBSTONE = b'"deleted":true'
+
+
+class Call(threading.Thread):
+    """A call that has to wait; `error` is its errno, 0 if it succeeded."""
+
+    def __init__(self, call: Callable[[], object]) -> None:
+        super().__init__(daemon=True)
+        self._call = call
+        self.error: int | None = None
+        self.start()
+
+    def run(self) -> None:
+        try:
+            self._call()
+        except OSError as error:
+            self.error = error.errno
+        else:
+            self.error = 0
+
+    def waits_in_the_kernel(self) -> bool:
+        """For the directory, which another call has."""
+        stat = Path(f"/proc/self/task/{self.native_id}/stat").read_text()
+        return stat.rpartition(")")[2].split()[0] == "D"
+
+    def ended(self) -> int | None:
+        self.join(20)
+        return self.error
+
+
+@pytest.fixture
+def proxy(nats_server: Server) -> Iterator[Proxy]:
+    proxy = Proxy(nats_server.port)
+    yield proxy
+    proxy.close()
+
+
+@pytest.fixture
+def pair(proxy: Proxy, bucket: str, mount: Mounter, nats_server: Server) -> tuple[Mount, Mount]:
+    """Two mounts of a bucket, behind the proxy."""
+    behind = Server()
+    behind.port = proxy.port
+    behind._process, behind._connected = nats_server._process, nats_server.client
+    mounts = mount(f"/{bucket}", server=behind), mount(f"/{bucket}", server=behind)
+    mounts[0].allow(" WARNING ")  # that the rename met another's change
+    return mounts
+
+
+def fill(slow: Mount, other: Mount, *names: str) -> None:
+    """Files with their names as content, known to both mounts."""
+    (slow.path / "d").mkdir()
+    for name in names:
+        (slow.path / name).write_text(name)
+    for name in names:
+        until(lambda name=name: (other.path / name).exists())  # type: ignore[misc]
+
+
+def caught_up(slow: Mount, other: Mount) -> None:
+    """The first mount has heard of all that the second one did; the kernel, which keeps no such attributes, not."""
+    mark = os.urandom(4).hex().encode()
+    os.setxattr(other.path / "d", "user.mark", mark)
+    until(lambda: "user.mark" in os.listxattr(slow.path / "d"))
+    until(lambda: os.getxattr(slow.path / "d", "user.mark") == mark)
+
+
+def agree(slow: Mount, other: Mount, client: Client, bucket: str, expected: dict[str, str]) -> None:
+    """Both mounts and the store have just `expected`."""
+    assert {name: client.read(bucket, name).decode() for name in expected} == expected
+    assert {name for name in client.names(bucket) if not name.endswith("/")} == expected.keys()
+    for path in (slow.path, other.path):
+        # By name first: a listing tells the kernel anew what each name leads to.
+        until(lambda path=path: {name: (path / name).read_text() for name in expected} == expected)  # type: ignore[misc]
+        assert {str(one.relative_to(path)) for one in path.rglob("*") if one.is_file()} == expected.keys()
+
+
+@pytest.mark.semantics("renames-over-one-name")
+def test_a_file_that_is_renamed_back_at_once(
+    pair: tuple[Mount, Mount], proxy: Proxy, client: Client, bucket: str
+) -> None:
+    """The first rename's end must not bury what the second one has made."""
+    slow, other = pair
+    fill(slow, other, "f")
+    with proxy.holding(TOMBSTONE) as hold:
+        rename = Call(lambda: (slow.path / "f").rename(slow.path / "g"))
+        assert hold.holds.wait(10)
+        until((other.path / "g").exists)
+        (other.path / "g").rename(other.path / "f")
+        hold.release()
+        assert rename.ended() == 0
+    agree(slow, other, client, bucket, {"f": "f"})
+
+
+@pytest.mark.semantics("renames-over-one-name")
+def test_what_a_failed_rename_had_replaced_is_not_lost(
+    pair: tuple[Mount, Mount], proxy: Proxy, client: Client, bucket: str
+) -> None:
+    """Its source was removed meanwhile, and what stood under its target for a moment was renamed on."""
+    slow, other = pair
+    fill(slow, other, "f", "g")
+    with proxy.holding(TOMBSTONE) as hold:
+        rename = Call(lambda: (slow.path / "f").rename(slow.path / "g"))
+        assert hold.holds.wait(10)
+        until(lambda: (other.path / "g").read_text() == "f")
+        (other.path / "f").unlink()
+        (other.path / "g").rename(other.path / "h")
+        hold.release()
+        assert rename.ended() == errno.ENOENT
+    agree(slow, other, client, bucket, {"g": "g", "h": "f"})
+
+
+@pytest.mark.semantics("changes-by-others-show")
+@pytest.mark.parametrize("exchange", [False, True], ids=["rename", "exchange"])
+def test_what_is_renamed_was_replaced_meanwhile(
+    pair: tuple[Mount, Mount], proxy: Proxy, client: Client, bucket: str, exchange: bool
+) -> None:
+    """The kernel, which had not heard of it, has the old version under the new name then."""
+    slow, other = pair
+    fill(slow, other, "d/a", "f", "d/g")
+    with proxy.holding(b'"name":"d/b"') as hold:
+        first = Call(lambda: (slow.path / "d/a").rename(slow.path / "d/b"))
+        assert hold.holds.wait(10)
+        # It has the outer directory, so that the kernel takes no news of it, and waits for the inner one.
+        second = Call(
+            lambda: renameat2(slow.path / "f", slow.path / "d/g", RENAME_EXCHANGE if exchange else 0)
+        )
+        until(second.waits_in_the_kernel)
+        (other.path / "f").write_text("new")
+        caught_up(slow, other)
+        hold.release()
+        assert (first.ended(), second.ended()) == (0, 0)
+    expected = {"d/b": "d/a", "d/g": "new"} | ({"f": "d/g"} if exchange else {})
+    agree(slow, other, client, bucket, expected)
+
+
+@pytest.mark.semantics("changes-by-others-show")
+def test_a_name_that_the_kernel_takes_for_another(
+    pair: tuple[Mount, Mount], proxy: Proxy, client: Client, bucket: str
+) -> None:
+    """While a call keeps its directory the kernel cannot hear of a removal: what is written is nobody's then."""
+    slow, other = pair
+    fill(slow, other, "f", "g", "h")
+    assert (slow.path / "h").stat().st_size == 1
+    with proxy.holding(b'"name":"g"') as hold:
+        rename = Call(lambda: (slow.path / "f").rename(slow.path / "g"))
+        assert hold.holds.wait(10)
+        (other.path / "h").unlink()
+        caught_up(slow, other)
+        change = Call(lambda: (slow.path / "h").open("r+").close())
+        change.join(0.5)  # without a second look it is over by now, and has opened what is gone
+        hold.release()
+        assert rename.ended() == 0
+        assert change.ended() == errno.ENOENT
+    agree(slow, other, client, bucket, {"g": "f"})
