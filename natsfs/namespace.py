@@ -880,9 +880,9 @@ class Namespace:
         """The new name is published: now the old one gets its tombstone, if it is still the version that was moved.
 
         None if somebody else has used the name since: its content stands there under another rename, or it had its
-        None if somebody else has used the name since: it is renamed back already, or it had its tombstone, and the
-        answer to that was lost. Raises ESTALE or
-        ENOENT if another client has replaced or removed the object in this moment, and purged its chunks.
+        None if somebody else has used the name since: the object is renamed back already, or the name had its tombstone
+        and the answer to that was lost. Raises ESTALE or ENOENT if another client has replaced or removed the object in
+        this moment, and purged its chunks.
         """
         for _ in range(ATTEMPTS):
             current = catalog.live(old.subject)
