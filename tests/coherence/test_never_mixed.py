@@ -46,6 +46,32 @@ def test_a_small_file_stays_readable(
             assert os.pread(second, size + 1, 0) == new
 
 
+@pytest.mark.semantics("open-version-stays")
+def test_the_links_of_a_file_that_is_open(
+    folders: tuple[Path, Path], writers: Writers, mounts: tuple[Mount, Mount], kind: str
+) -> None:
+    """fstat of a file that was replaced or removed elsewhere shows no link, until a commit gives it its name."""
+    here, there = folders
+    writer = writers(kind, mounts[1])
+    (there / "f").write_bytes(b"old")
+    until(lambda: (here / "f").exists())
+    with opened(here / "f", os.O_RDWR) as fd:
+        assert os.fstat(fd).st_nlink == 1
+        writer.put(here.name, "f", b"new")
+        until(lambda: os.fstat(fd).st_nlink == 0)
+        assert (here / "f").stat().st_nlink == 1
+        with opened(here / "f", os.O_WRONLY) as second:
+            writer.delete(here.name, "f")
+            until(lambda: not (here / "f").exists())
+            until(lambda: os.fstat(second).st_nlink == 0)
+            os.ftruncate(second, 0)
+            os.write(second, b"again")
+            os.fsync(second)
+            assert os.fstat(second).st_nlink == 1
+            assert (here / "f").stat().st_ino == os.fstat(second).st_ino
+        assert os.fstat(fd).st_nlink == 0
+
+
 @pytest.mark.semantics("one-version-or-estale")
 def test_a_large_file_that_is_replaced(
     folders: tuple[Path, Path], writers: Writers, mounts: tuple[Mount, Mount], kind: str
