@@ -23,9 +23,14 @@ def kind(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.mark.semantics("open-version-stays")
-@pytest.mark.parametrize("size", [1, 130_000, MiB])
+@pytest.mark.parametrize(("size", "flags"), [(1, os.O_RDONLY), (130_000, os.O_RDWR), (MiB, os.O_RDONLY)])
 def test_a_small_file_stays_readable(
-    folders: tuple[Path, Path], writers: Writers, mounts: tuple[Mount, Mount], kind: str, size: int
+    folders: tuple[Path, Path],
+    writers: Writers,
+    mounts: tuple[Mount, Mount],
+    kind: str,
+    size: int,
+    flags: int,
 ) -> None:
     """What is open is read to its end, although nothing of it was read before it was replaced, then deleted."""
     here, there = folders
@@ -33,12 +38,12 @@ def test_a_small_file_stays_readable(
     old, new = noise(size, 1), noise(size, 2)
     (there / "f").write_bytes(old)
     until(lambda: (here / "f").exists())
-    with opened(here / "f", os.O_RDONLY) as fd:
+    with opened(here / "f", flags) as fd:
         writer.put(here.name, "f", new)
         until(lambda: (here / "f").read_bytes() == new)
         assert os.pread(fd, size + 1, 0) == old
         assert os.fstat(fd).st_size == size
-        with opened(here / "f", os.O_RDONLY) as second:
+        with opened(here / "f", flags) as second:
             writer.delete(here.name, "f")
             until(lambda: not (here / "f").exists())
             os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
