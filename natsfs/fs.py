@@ -147,7 +147,7 @@ class FileSystem(pyfuse3.Operations):
             entry.st_size = DIRECTORY_SIZE
             entry.st_blocks = 0
         else:
-            entry.st_nlink = 0 if inode.unlinked else 1
+            entry.st_nlink = 0 if inode.unlinked or inode.node is None else 1
             mode = inode.attributes.mode
             if stat.S_ISLNK(mode):
                 entry.st_size = len(self._names.link_text(inode))

@@ -174,7 +174,9 @@ class Namespace:
                 if catalog.live(meta.subject) is not None:
                     raise refuse(errno.EEXIST)
                 try:
-                    stored = await operation.publish(meta, catalog.last_seq(meta.subject))
+                    # A lock file that nobody knows to have made would stay for ever.
+                    async with self._all_or_nothing(operation, catalog):
+                        stored = await operation.publish(meta, catalog.last_seq(meta.subject))
                 except Conflict:
                     pass
                 else:
@@ -432,6 +434,11 @@ class Namespace:
             async with self._changing(catalog) as operation:
                 try:
                     stored = await self._tombstone(operation, catalog, meta)
+                except Unreachable:
+                    ops = {one.op for one in operation.sent}
+                    work = partial(self._discard_if_removed, catalog, meta, ops)
+                    self._volume.until_done(f"removing in bucket {catalog.name}", work)
+                    raise
                 except Conflict:
                     pass
                 else:
@@ -444,6 +451,12 @@ class Namespace:
             if catalog.find(path) is not node:
                 raise refuse(errno.ENOENT, node.name)
         raise refuse(errno.EBUSY, node.name)
+
+    async def _discard_if_removed(self, catalog: Bucket, meta: Metadata, ops: set[str]) -> None:
+        """Whether one of the tombstones `ops` was stored was not known: then the content goes as well."""
+        found = await self._volume.store.metadata(catalog.name, meta.subject)
+        if found is not None and found.op in ops:
+            self._volume.discard(catalog, meta, found.seq)
 
     async def _tombstone(self, operation: Operation, catalog: Bucket, meta: Metadata) -> Metadata:
         """On a full bucket not even a tombstone has room: then the chunks that it would free go first."""
@@ -662,7 +675,7 @@ class Namespace:
                 async with self._changing(catalog) as anew:
                     await self._take_back(anew, sent, mine, at_once=False, side_by_side=side_by_side)
 
-            self._volume.until_done(f"taking back a rename in bucket {catalog.name}", later)
+            self._volume.until_done(f"taking back a change in bucket {catalog.name}", later)
             raise
         if log is not None:
             log += operation.sent[start:]

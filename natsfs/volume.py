@@ -68,6 +68,7 @@ EXPIRE = 1.0  # seconds between two looks at what has reached its stream's max_a
 REST = 1.0  # seconds at most between two looks at what may have been purged
 SUSPECTS = 1000  # names that are asked about one by one; of more, the whole list is asked for
 OUTCOME_UNKNOWN = 0  # in place of the sequence that ended a version: it is not known whether it ever was one
+TWIN, TWINS = 0.1, 10.0  # seconds until an object with two names is looked at again, at first and at most
 FREEZE = 50_000  # listed objects after which the garbage collector is told to leave what is there alone
 TAKES = 3  # attempts to take a message back, where others change its name in the same moment
 INSIST = 10.0  # seconds, at most, between two attempts at what the store has still to take
@@ -319,6 +320,8 @@ class Volume:
         self._send, self._events = trio.open_memory_channel[Event](float("inf"))
         self._buckets_changed = trio.Event()
         self._suspects: dict[Bucket, set[str | None]] = {}
+        # Subjects whose object has another name, too: its nuid, when to look again, and the pause before that.
+        self._twins: dict[Bucket, dict[str, tuple[str, float, float]]] = {}
         self._started_ns = time.time_ns()
         self._listed = 0
         self._account = (0, -1)
@@ -496,6 +499,29 @@ class Volume:
                 for subject in catalog.subjects_of_nuid(meta.nuid):
                     if subject != meta.subject:
                         self._suspect(catalog, subject)
+                        self._await_purge(catalog, subject, meta.nuid)
+
+    def _await_purge(self, catalog: Bucket, subject: str, nuid: str) -> None:
+        """The purge of an old name may come only after it was looked at: it is looked at some more times."""
+        twins = self._twins.get(catalog)
+        if twins is None:
+            self._twins[catalog] = twins = {}
+            self._nursery.start_soon(self._look_at_twins, catalog)
+        twins[subject] = nuid, trio.current_time() + TWIN, TWIN
+
+    async def _look_at_twins(self, catalog: Bucket) -> None:
+        twins = self._twins[catalog]
+        while twins:
+            await trio.sleep(TWIN)
+            now = trio.current_time()
+            for subject, (nuid, due, pause) in list(twins.items()):
+                subjects = catalog.subjects_of_nuid(nuid)
+                if pause > TWINS or len(subjects) < 2 or subject not in subjects:
+                    del twins[subject]
+                elif now >= due:
+                    self._suspect(catalog, subject)
+                    twins[subject] = nuid, now + 4 * pause, 4 * pause
+        del self._twins[catalog]
 
     def _suspect(self, catalog: Bucket, subject: str | None) -> None:
         """Have `subject` looked at soon, or everything; one task a bucket does it, however many there are."""

@@ -575,7 +575,7 @@ class Bucket:
             else:
                 node.meta = meta
             if inode is not None:
-                self._attach(node, inode, meta)
+                self._attach(node, inode, meta, effects)
             effects.append(self._entry(parent, name))
             self._parent_attributes(parent, effects)
             return
@@ -624,11 +624,11 @@ class Bucket:
         node.meta = meta
         if inode is not None:
             if old is not None and old is not inode:
-                old.node = None
+                self._detach(old, effects)
                 effects.append(self._entry(node.parent, node.name))
             elif old is None:
                 effects.append(self._entry(node.parent, node.name))
-            self._attach(node, inode, meta)
+            self._attach(node, inode, meta, effects)
             return
         if old is not None and old.meta is not None and same_content(old.meta, meta):
             old.meta = meta
@@ -647,7 +647,7 @@ class Bucket:
         # Somebody else's content: a new inode, as if they had renamed a file over this one. The old inode keeps
         # its bytes for whoever has it open.
         if old is not None:
-            old.node = None
+            self._detach(old, effects)
             node.inode = None
         node.ino = 0
         self._pack(node, meta)
@@ -668,7 +668,15 @@ class Bucket:
             node.pack(packed)
             self._subjects[meta.subject] = packed
 
-    def _attach(self, node: Node, inode: Inode, meta: Metadata) -> None:
+    @staticmethod
+    def _detach(inode: Inode, effects: list[Effect]) -> None:
+        """Its name leads to something else: whoever has it open finds no link to it."""
+        inode.node = None
+        effects.append(AttributesChanged(inode.ino))
+
+    def _attach(self, node: Node, inode: Inode, meta: Metadata, effects: list[Effect]) -> None:
+        if inode.node is None:
+            effects.append(AttributesChanged(inode.ino))  # the kernel may know that it had no name
         node.inode = inode
         node.ino = inode.ino
         inode.node = node
@@ -708,6 +716,7 @@ class Bucket:
             # Somebody else removed it. What is being written here is not theirs to remove: it is committed or, where it
             # builds on what they removed, put aside with an error. Own removals set the flag themselves.
             inode.unlinked = False
+            effects.append(AttributesChanged(inode.ino))
         if inode is not None:
             inode.gone = True
         self.touch(parent, time_ns)

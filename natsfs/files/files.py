@@ -118,11 +118,12 @@ class Files:
         number = self._next
         if handle.writable:
             file.writers += 1
-        elif version is not None:
+        if version is not None and flags & os.O_ACCMODE != os.O_WRONLY and not flags & os.O_TRUNC:
             catalog = inode.bucket
             mounted = self.volume.buckets.get(catalog.name) if catalog is not None else None
             forgets = mounted is not None and mounted.info is not None and mounted.info.forgets
-            self._fetch_ahead(inode)
+            if not handle.writable:
+                self._fetch_ahead(inode)
             try:
                 await self.volume.reader.opened(version, prove=forgets)
             except ChunksGone:

@@ -11,9 +11,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import trio
 
+from natsfs.config import Config, Credentials
+from natsfs.options import Options
+from natsfs.volume import Volume
 from tests.coherence.test_seen_at_once import Writers, entry, view, whole
-from tests.support import Client, Mount, Mounter, Server, noise, opened, raises, until
+from tests.support import Client, Mount, Mounter, Server, encode, noise, opened, raises, until
 
 
 class History:
@@ -360,6 +364,51 @@ def unheard() -> Iterator[tuple[Server, Client]]:
     finally:
         client.close()
         server.close()
+
+
+@pytest.mark.semantics("purges-show-at-once", "changes-by-others-show")
+@pytest.mark.parametrize("purged", ["one", "all", "renamed"])
+def test_a_purge_that_nobody_tells_of(
+    unheard: tuple[Server, Client], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, purged: str
+) -> None:
+    """The next comparison finds it, which is made each minute; an old name is found by its nuid, soon."""
+    server, client = unheard
+    monkeypatch.setattr("natsfs.volume.RECONCILE", 0.3 if purged != "renamed" else 3600.0)
+    for name in ("f", "g"):
+        client.put("b", name, noise(1000))
+    expected = {"one": {b"g"}, "all": set(), "renamed": {b"g", b"h"}}[purged]
+
+    def change() -> None:
+        if purged == "renamed":
+            client.rename("b", "f", "h")
+        else:
+            pattern = {"one": encode("f"), "all": ">"}[purged]
+            client.api("STREAM.PURGE.OBJ_b", {"filter": f"$O.b.M.{pattern}"})
+
+    async def main() -> None:
+        config = Config(
+            servers=(server.url,),
+            bucket="b",
+            prefix="",
+            mountpoint="/nowhere",
+            display_source="test",
+            credentials=Credentials(),
+            options=Options(spool_dir=str(tmp_path)),
+        )
+        with trio.fail_after(30):
+            async with trio.open_nursery() as connections, trio.open_nursery() as nursery:
+                volume = Volume(config, nursery)
+                await volume.start(connections)
+                assert volume.root.children is not None
+                assert set(volume.root.children) == {b"f", b"g"}
+                shown = volume.root.children
+                await trio.to_thread.run_sync(change)
+                await trio.to_thread.run_sync(lambda: until(lambda: set(shown) == expected, 10))
+                await volume.close()
+                nursery.cancel_scope.cancel()
+                connections.cancel_scope.cancel()
+
+    trio.run(main)
 
 
 def made_again(client: Client, top: Path, mounted: Mount) -> None:

@@ -22,6 +22,10 @@ FIRST, SECOND, THEIRS = noise(300_000, 1), noise(200_000, 2), noise(150_000, 3)
 THEIR_CHANGES = (("", ""), ("put", "old"), ("delete", "new"), ("put", "new"), ("delete", "old"))
 
 
+def make_exclusively(top: Path) -> None:
+    os.close(os.open(top / "lock", os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+
+
 @dataclass(frozen=True)
 class Change:
     """A rename of two files, or of files one by one: `moves` are the pairs of names."""
@@ -45,6 +49,7 @@ class Change:
         return after
 
 
+RENAMES = ("rename", "replace", "exchange", "directory", "directories")
 CHANGES = {
     "rename": Change({"a": FIRST}, lambda top: (top / "a").rename(top / "b"), (("a", "b"),)),
     "replace": Change({"a": FIRST, "b": SECOND}, lambda top: (top / "a").rename(top / "b"), (("a", "b"),)),
@@ -63,6 +68,8 @@ CHANGES = {
         messages=6,
         theirs=THEIR_CHANGES[:4],
     ),
+    "exclusive": Change({}, make_exclusively, (), messages=1),
+    "removal": Change({"a": FIRST}, lambda top: (top / "a").unlink(), (), messages=1),
     "directories": Change(
         {"a/f": FIRST, "b/f": SECOND},
         lambda top: exchange(top / "a", top / "b"),
@@ -84,10 +91,10 @@ class Case:
     bucket: str = ""
     errors: list[int] = field(default_factory=list)
     thread: threading.Thread | None = None
+    change: Change = field(init=False)
 
-    @property
-    def change(self) -> Change:
-        return CHANGES[self.kind]
+    def __post_init__(self) -> None:
+        self.change = CHANGES[self.kind]
 
     @property
     def is_made(self) -> bool:
@@ -254,7 +261,7 @@ def emptied(client: Client) -> Iterator[None]:
 
 @pytest.mark.semantics("renames-and-lost-answers")
 @pytest.mark.usefixtures("emptied")
-@pytest.mark.parametrize("kind", CHANGES)
+@pytest.mark.parametrize("kind", RENAMES)
 def test_a_connection_that_is_cut_at_every_message(
     mount: Mounter, client: Client, gate: tuple[Server, Gate], kind: str
 ) -> None:
@@ -287,8 +294,8 @@ def test_an_outcome_that_stays_unknown(mount: Mounter, client: Client, gate: tup
     """What fails with ETIMEDOUT has not happened once the server answers again, and does not happen later."""
     cases = [
         Case(kind, number, stored)
-        for kind, change in CHANGES.items()
-        for number in range(1, change.messages + 1)
+        for kind in RENAMES
+        for number in range(1, CHANGES[kind].messages + 1)
         for stored in (False, True)
     ]
     mounted = begun(cases, mount, client, gate, "timeout=1", dark=True)
@@ -323,3 +330,39 @@ def test_a_bucket_that_is_full_in_the_middle(mount: Mounter, client: Client, kin
     assert {number for case in cases for number in case.errors} == {errno.ENOSPC}
     assert [] in [case.errors for case in cases]
     settled(cases, mounted, client)
+
+
+@pytest.mark.semantics("exclusive-everywhere")
+@pytest.mark.usefixtures("emptied")
+@pytest.mark.parametrize("stored", [False, True])
+def test_a_lock_file_that_nobody_knows_to_have_made(
+    mount: Mounter, client: Client, gate: tuple[Server, Gate], stored: bool
+) -> None:
+    """An exclusive creation that fails with ETIMEDOUT leaves nothing behind: whoever tries again makes it."""
+    case = Case("exclusive", 1, stored)
+    mounted = begun([case], mount, client, gate, "timeout=1", dark=True)
+    ended([case])
+    assert case.errors == [errno.ETIMEDOUT]
+    gate[1].release([case.bucket])
+    until(lambda: (client.meta(case.bucket, "lock") or {}).get("deleted"), 10)
+    settled([case], mounted, client)
+    make_exclusively(mounted.path / case.bucket)
+    assert client.names(case.bucket) == {"lock"}
+    unmounted(mounted)
+
+
+@pytest.mark.semantics("server-away")
+@pytest.mark.usefixtures("emptied")
+def test_the_content_of_a_file_whose_removal_was_not_answered(
+    mount: Mounter, client: Client, gate: tuple[Server, Gate]
+) -> None:
+    """If it turns out that the name is gone the content goes, too."""
+    case = Case("removal", 1, stored=True)
+    mounted = begun([case], mount, client, gate, "timeout=1", dark=True)
+    ended([case])
+    assert case.errors == [errno.ETIMEDOUT]
+    assert client.names(case.bucket) == set()
+    gate[1].release([case.bucket])
+    until(lambda: client.chunks(case.bucket) == {}, 10)
+    assert os.listdir(mounted.path / case.bucket) == []
+    unmounted(mounted)

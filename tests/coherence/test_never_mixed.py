@@ -23,9 +23,14 @@ def kind(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.mark.semantics("open-version-stays")
-@pytest.mark.parametrize("size", [1, 130_000, MiB])
+@pytest.mark.parametrize(("size", "flags"), [(1, os.O_RDONLY), (130_000, os.O_RDWR), (MiB, os.O_RDONLY)])
 def test_a_small_file_stays_readable(
-    folders: tuple[Path, Path], writers: Writers, mounts: tuple[Mount, Mount], kind: str, size: int
+    folders: tuple[Path, Path],
+    writers: Writers,
+    mounts: tuple[Mount, Mount],
+    kind: str,
+    size: int,
+    flags: int,
 ) -> None:
     """What is open is read to its end, although nothing of it was read before it was replaced, then deleted."""
     here, there = folders
@@ -33,17 +38,43 @@ def test_a_small_file_stays_readable(
     old, new = noise(size, 1), noise(size, 2)
     (there / "f").write_bytes(old)
     until(lambda: (here / "f").exists())
-    with opened(here / "f", os.O_RDONLY) as fd:
+    with opened(here / "f", flags) as fd:
         writer.put(here.name, "f", new)
         until(lambda: (here / "f").read_bytes() == new)
         assert os.pread(fd, size + 1, 0) == old
         assert os.fstat(fd).st_size == size
-        with opened(here / "f", os.O_RDONLY) as second:
+        with opened(here / "f", flags) as second:
             writer.delete(here.name, "f")
             until(lambda: not (here / "f").exists())
             os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
             assert os.pread(fd, size + 1, 0) == old
             assert os.pread(second, size + 1, 0) == new
+
+
+@pytest.mark.semantics("open-version-stays")
+def test_the_links_of_a_file_that_is_open(
+    folders: tuple[Path, Path], writers: Writers, mounts: tuple[Mount, Mount], kind: str
+) -> None:
+    """fstat of a file that was replaced or removed elsewhere shows no link, until a commit gives it its name."""
+    here, there = folders
+    writer = writers(kind, mounts[1])
+    (there / "f").write_bytes(b"old")
+    until(lambda: (here / "f").exists())
+    with opened(here / "f", os.O_RDWR) as fd:
+        assert os.fstat(fd).st_nlink == 1
+        writer.put(here.name, "f", b"new")
+        until(lambda: os.fstat(fd).st_nlink == 0)
+        assert (here / "f").stat().st_nlink == 1
+        with opened(here / "f", os.O_WRONLY) as second:
+            writer.delete(here.name, "f")
+            until(lambda: not (here / "f").exists())
+            until(lambda: os.fstat(second).st_nlink == 0)
+            os.ftruncate(second, 0)
+            os.write(second, b"again")
+            os.fsync(second)
+            assert os.fstat(second).st_nlink == 1
+            assert (here / "f").stat().st_ino == os.fstat(second).st_ino
+        assert os.fstat(fd).st_nlink == 0
 
 
 @pytest.mark.semantics("one-version-or-estale")
