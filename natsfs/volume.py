@@ -66,7 +66,8 @@ COUNTS, COUNT_AGAIN = 5, 0.2  # times to count them, and seconds between two
 EXPIRE = 1.0  # seconds between two looks at what has reached its stream's max_age
 SUSPECTS = 1000  # names that are asked about one by one; of more, the whole list is asked for
 OUTCOME_UNKNOWN = 0  # in place of the sequence that ended a version: it is not known whether it ever was one
-FREEZE = 50_000  # listed objects after which the garbage collector is told to leave what is there alone
+FREEZE = 20_000  # listed objects after which the garbage collector is told to leave what is there alone
+YOUNG = 25_000  # new objects after which it looks for garbage: not while a bucket is listed
 INFO_AGE = 2.0  # seconds for which statfs(2) believes the last answer
 
 
@@ -274,6 +275,7 @@ class Volume:
             await trio.to_thread.run_sync(self.disk.open)
         await self.store.open(self._send.send_nowait, connections)
         self._nursery.start_soon(self._feed)
+        gc.set_threshold(YOUNG)
         config = self.config
         if config.bucket is None:
             self.root = Node(None, None, b"", directory=True)

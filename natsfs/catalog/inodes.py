@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 Ino = NewType("Ino", int)
 ROOT_INO: Final = Ino(1)
+INO_BITS: Final = 60  # of a new number: Python keeps a longer one in half as much memory again
 
 
 class Node:
@@ -252,7 +253,7 @@ class InodeTable:
         text = "\0".join(key)
         while True:
             digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
-            number = int.from_bytes(digest, "big") >> 1
+            number = int.from_bytes(digest, "big") >> 64 - INO_BITS
             if number > ROOT_INO and number not in self._inodes:
                 return Ino(number)
             text += "\0"
@@ -260,7 +261,7 @@ class InodeTable:
     def fresh(self) -> Ino:
         """A number for something new."""
         while True:
-            number = secrets.randbits(63)
+            number = secrets.randbits(INO_BITS)
             if number > ROOT_INO and number not in self._inodes:
                 return Ino(number)
 
