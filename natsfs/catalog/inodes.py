@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 Ino = NewType("Ino", int)
 ROOT_INO: Final = Ino(1)
-INO_BITS: Final = 60  # of a new number: Python keeps a longer one in half as much memory again
+INO_BYTES: Final = 7  # of a new number: Python keeps one of eight in half as much memory again
 
 
 class Node:
@@ -252,8 +252,8 @@ class InodeTable:
         """A free inode number that is a stable function of `key`."""
         text = "\0".join(key)
         while True:
-            digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
-            number = int.from_bytes(digest, "big") >> 64 - INO_BITS
+            data = text.encode("utf-8", "surrogatepass")
+            number = int.from_bytes(hashlib.blake2b(data, digest_size=INO_BYTES).digest(), "big")
             if number > ROOT_INO and number not in self._inodes:
                 return Ino(number)
             text += "\0"
@@ -261,7 +261,7 @@ class InodeTable:
     def fresh(self) -> Ino:
         """A number for something new."""
         while True:
-            number = secrets.randbits(INO_BITS)
+            number = secrets.randbits(8 * INO_BYTES)
             if number > ROOT_INO and number not in self._inodes:
                 return Ino(number)
 
