@@ -21,7 +21,7 @@ from typing import Self
 
 import trio
 
-from natsfs.catalog.attributes import Attributes, Defaults, parse_time
+from natsfs.catalog.attributes import Attributes, Defaults, parse_time, renamed_at
 from natsfs.catalog.bucket import Bucket, Identity
 from natsfs.catalog.inodes import ROOT_INO, AttributesChanged, Effect, EntryChanged, Inode, InodeTable, Node
 from natsfs.catalog.metadata import NUID, Metadata, tombstone
@@ -69,7 +69,8 @@ REST = 1.0  # seconds at most between two looks at what may have been purged
 SUSPECTS = 1000  # names that are asked about one by one; of more, the whole list is asked for
 OUTCOME_UNKNOWN = 0  # in place of the sequence that ended a version: it is not known whether it ever was one
 TWIN, TWINS = 0.1, 10.0  # seconds until an object with two names is looked at again, at first and at most
-FREEZE = 50_000  # listed objects after which the garbage collector is told to leave what is there alone
+FREEZE = 20_000  # listed objects after which the garbage collector is told to leave what is there alone
+YOUNG = 25_000  # new objects after which it looks for garbage: not while a bucket is listed
 TAKES = 3  # attempts to take a message back, where others change its name in the same moment
 INSIST = 10.0  # seconds, at most, between two attempts at what the store has still to take
 INFO_AGE = 2.0  # seconds for which statfs(2) believes the last answer
@@ -242,7 +243,11 @@ class Operation:
             if found is None or found.deleted:
                 was_taken = at_once and before is not None
             else:
-                was_taken = at_once and bool(found.nuid) and found.nuid == sent.meta.nuid
+                # The same object with other attributes is what was put there, unless another rename put it there.
+                is_same = bool(found.nuid) and found.nuid == sent.meta.nuid
+                was_taken = (
+                    at_once and is_same and renamed_at(found.attributes) == renamed_at(sent.meta.attributes)
+                )
             if not may_arrive and not was_taken and (found is None or found.op not in mine):
                 return
             if before is not None and not await volume.is_whole(self._catalog, before):
@@ -335,6 +340,7 @@ class Volume:
             await trio.to_thread.run_sync(self.disk.open)
         await self.store.open(self._send.send_nowait, connections)
         self._nursery.start_soon(self._feed)
+        gc.set_threshold(YOUNG)
         config = self.config
         if config.bucket is None:
             self.root = Node(None, None, b"", directory=True)

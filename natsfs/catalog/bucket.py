@@ -349,6 +349,7 @@ class Bucket:
         """
         if self.loaded and not self._unseen:
             return first
+        again = bool(self._unseen)
         subjects, by_nuid, prefix = self._subjects, self._by_nuid, self.subject_prefix()
         parent, above = self.root, ""
         for number in range(first, len(messages)):
@@ -358,7 +359,7 @@ class Bucket:
                 return number
             seq, time_ns, name, nuid = record[:4]
             subject = message.subject.decode("utf-8", "replace")
-            known = subjects.get(subject)
+            known = subjects.get(subject) if again else None
             if known is not None:
                 if not isinstance(known, bytes) or peek(known)[:4] != (seq, time_ns, name, nuid):
                     return number
@@ -374,14 +375,12 @@ class Bucket:
                     above = name[: -len(last)]
                     parent = self._make_directory(path_of(folder) if above else (), entry_ns, [])
                 assert parent.children is not None
-                if part in parent.children:
+                packed = pack_record(record)
+                if part in parent.children or subjects.setdefault(subject, packed) is not packed:
                     return number
-                node = self.add_node(parent, part, directory=False)
+                self.add_node(parent, part, directory=False).pack(packed)
                 if entry_ns > parent.event_ns:
                     self.touch(parent, entry_ns)
-                packed = pack_record(record)
-                node.pack(packed)
-                subjects[subject] = packed
                 if nuid and by_nuid.setdefault(nuid, subject) is not subject:
                     self._add_nuid(nuid, subject)
             if seq > self._heard:

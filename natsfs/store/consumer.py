@@ -32,9 +32,8 @@ def parse_ack(reply: bytes) -> tuple[int, int, int]:
     ``$JS.ACK.<stream>.<consumer>.<delivered>.<sseq>.<cseq>.<time>.<pending>``, with domain and account hash before
     the stream, and perhaps a token at the end, in the newer form.
     """
-    tokens = reply.split(b".")
-    at = 5 if len(tokens) == 9 else 7
-    return int(tokens[at]), int(tokens[at + 1]), int(tokens[at + 2])
+    tokens = reply.rsplit(b".", 4)[1:] if reply.count(b".") == 8 else reply.split(b".")[7:]
+    return int(tokens[0]), int(tokens[1]), int(tokens[2])
 
 
 class Consumer:
