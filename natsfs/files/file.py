@@ -92,9 +92,7 @@ class File:
         self._overlay: Overlay | None = None
         self._spool: SpoolFile | None = None
         self._base: Version | None = None
-        self._fetched: Version | None = (
-            None  # the one of which the rest of what is written has been asked for
-        )
+        self._fetched: Version | None = None  # of which what was not written has been asked for
         self._generation = 0
         self._reading = 0
         self._upload: StoreUpload | None = None
@@ -564,6 +562,7 @@ class File:
         if self.dirty and spool is not None and overlay is not None:
             if base is not None and not isinstance(error, Unreachable):
                 await complete(overlay, spool, base, self._volume.reader)
+            # From here to the layer's end without a wait: what is written later is of what the store holds.
             where = spool.keep(describe(self._volume.config, inode, overlay, base, reason=str(error)))
             self._spool = None
         self.drop_layer()

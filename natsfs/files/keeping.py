@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 # What a failed commit fetches at most, so that what is kept needs nothing of a version that may soon be gone.
 MOST = 64 * 1024 * 1024  # bytes
-LIMIT = 10.0  # seconds
+LIMIT = 5.0  # seconds
 MOST_EXTENTS = 1024  # that a note tells of: it is made again and again, and each takes some 3 us
 
 

@@ -27,9 +27,7 @@ SPARES = 16  # empty files that are kept for the next ones
 
 FAILED = "failed"
 MOUNT = "mount-"
-DATA = (
-    ".data"  # in `failed`; in the folder of a mount a file of content has a nuid for its name, and no suffix
-)
+DATA = ".data"  # in `failed`; in the folder of a mount the name is a nuid alone
 MANIFEST = ".json"
 ID_SHOWN = 8  # characters of an id that people see and type
 NEW = ".new"  # behind that of a manifest that is being written

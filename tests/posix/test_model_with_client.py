@@ -48,7 +48,7 @@ class WithClient(RuleBasedStateMachine):
     folder: Path
     bucket: str
     client: Client
-    refused = 0
+    refused = lost = 0
 
     def __init__(self) -> None:
         super().__init__()
@@ -216,6 +216,7 @@ class WithClient(RuleBasedStateMachine):
         except OSError as error:
             self.only_stale(one, error)
             type(self).refused += 1
+            type(self).lost += one.dirty
             self.seen(one.name)
             return
         if one.dirty and one.overtaken:
@@ -255,12 +256,8 @@ def test_random_calls_and_another_client(bucket: str, mount: Mounter, client: Cl
     """Every change of either side shows on the other; a handle keeps its version or says ESTALE."""
     mounted = mount(f"/{bucket}")
     mounted.allow("could not be committed|was replaced by somebody else meanwhile|chunks of .* are gone")
-    WithClient.folder, WithClient.bucket, WithClient.client, WithClient.refused = (
-        mounted.path,
-        bucket,
-        client,
-        0,
-    )
+    WithClient.folder, WithClient.bucket, WithClient.client = mounted.path, bucket, client
+    WithClient.refused = WithClient.lost = 0
     run_state_machine_as_test(
         WithClient,
         settings=settings(
@@ -276,7 +273,8 @@ def test_random_calls_and_another_client(bucket: str, mount: Mounter, client: Cl
             suppress_health_check=list(HealthCheck),
         ),
     )
-    # What was built on content that the other client has replaced was put aside.
-    assert len(mounted.failed()) == WithClient.refused
+    # What was built on content that the other client has replaced was put aside. Of one failed commit every handle of
+    # the file hears, also those that nothing was written through.
+    assert WithClient.lost <= len(mounted.failed()) <= WithClient.refused
     if WithClient.refused:
         mounted.allow_failed()
