@@ -837,8 +837,14 @@ class Namespace:
                 return await operation.publish(tombstone(moved) if replaced is None else replaced, expected)
             except Conflict:
                 there = await self._volume.store.metadata(catalog.name, moved.subject)
-                is_free = there is None or there.deleted
-                if replaced is None if is_free else there is None or there.nuid != moved.nuid:
+                if there is None or there.deleted:
+                    theirs = replaced is None
+                else:
+                    # The same object with other attributes is what `moved` has become, unless it was renamed here.
+                    theirs = there.nuid != moved.nuid or (
+                        renamed_at(there.attributes) != renamed_at(moved.attributes)
+                    )
+                if theirs:
                     raise
                 expected = 0 if there is None else there.seq
         raise refuse(errno.EBUSY)
