@@ -10,12 +10,13 @@ import subprocess
 from functools import partial
 from pathlib import Path
 
+import pytest
 import trio
 
 from natsfs.config import Credentials
 from natsfs.errors import BucketGone, Unreachable
 from natsfs.names import encode_subject
-from natsfs.store.consumer import Consumer
+from natsfs.store.consumer import Consumer, parse_ack
 from natsfs.store.login import Login
 from natsfs.store.publish import Known
 from natsfs.store.store import Store
@@ -57,6 +58,13 @@ def test_listing_then_changes_in_order(with_store: Stores, bucket: str, client: 
 
     with_store(work)
     assert client.consumers(bucket) == []
+
+
+@pytest.mark.parametrize(("before", "behind"), [("", ""), ("domain.hash.", ""), ("_.hash.", ".token")])
+def test_where_a_message_is_stored(before: str, behind: str) -> None:
+    """By its reply subject in the old form and in both new ones."""
+    reply = f"$JS.ACK.{before}OBJ_b.natsfs-x.1.12.34.56.7{behind}"
+    assert parse_ack(reply.encode()) == (12, 34, 56)
 
 
 def test_an_empty_bucket_is_loaded_at_once(with_store: Stores, bucket: str) -> None:
