@@ -881,9 +881,22 @@ class Namespace:
                 moves.append((entry, old, new))
 
             published: dict[Node, Metadata] = {}
+            shared: set[Node] = (
+                set()
+            )  # somebody else is making the same rename: the new names are not ours to remove
 
             async def announce(entry: Node, old: Metadata, new: Metadata) -> None:
+                there = catalog.live(new.subject)
+                if there is not None and there.nuid == new.nuid:
+                    shared.add(entry)
                 published[entry] = await operation.publish(new, catalog.last_seq(new.subject))
+
+            async def take_back(entry: Node) -> None:
+                """Of a new name that somebody has changed already nothing is ours."""
+                if entry not in shared:
+                    with suppress(Conflict):
+                        made = published[entry]
+                        published[entry] = await operation.publish(tombstone(made), made.seq)
 
             try:
                 await pipelined(partial(announce, *move) for move in moves)
@@ -891,8 +904,8 @@ class Namespace:
                 # Back to where it was: the new names that were made go away again.
                 for entry, _old, _new in moves:
                     if entry in published:
-                        made = published[entry]
-                        operation.apply(await operation.publish(tombstone(made), made.seq))
+                        await take_back(entry)
+                        operation.apply(published[entry])
                 raise
 
             buried: dict[Node, Metadata] = {}
@@ -929,10 +942,10 @@ class Namespace:
                 return
             # Somebody else changed something below one of the two names: entry by entry, as if others had renamed them.
             for entry, _old, _ in moves:
-                made = published[entry]
                 if entry not in buried:
                     # Whoever changed the old name has purged the chunks that the new one would lead to.
-                    made = await operation.publish(tombstone(made), made.seq)
+                    await take_back(entry)
+                made = published[entry]
                 inode = None if entry.is_dir or made.deleted else entry.inode
                 if inode is not None:
                     entry.inode = inode.node = None
