@@ -276,7 +276,8 @@ def test_random_calls_and_another_client(bucket: str, mount: Mounter, client: Cl
             suppress_health_check=list(HealthCheck),
         ),
     )
-    # What was built on content that the other client has replaced was put aside.
-    assert len(mounted.failed()) == WithClient.refused
+    # What was built on content that the other client has replaced was put aside, once for all handles that hear of it.
+    assert len(mounted.failed()) <= WithClient.refused
+    assert bool(mounted.failed()) == bool(WithClient.refused)
     if WithClient.refused:
         mounted.allow_failed()
