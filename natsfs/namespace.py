@@ -661,7 +661,9 @@ class Namespace:
             mine = {one.op for one in sent}
             if not isinstance(error, Unreachable):
                 try:
-                    await self._take_back(operation, sent, mine, at_once=True, side_by_side=side_by_side)
+                    # Of the entries of a directory nothing tells what somebody else's same rename has brought.
+                    at_once = not side_by_side
+                    await self._take_back(operation, sent, mine, at_once=at_once, side_by_side=side_by_side)
                 except StoreError:
                     pass
                 else:
@@ -959,9 +961,15 @@ class Namespace:
             published: dict[Node, Metadata] = {}
             buried: dict[Node, Metadata] = {}
             left: set[Node] = set()  # entries whose old names others have used since
+            shared: set[Node] = (
+                set()
+            )  # somebody else makes the same rename: these new names are not ours to remove
             doubtful: list[Node] = []
 
             async def announce(entry: Node, old: Metadata, new: Metadata) -> None:
+                there = catalog.live(new.subject)
+                if there is not None and there.nuid == new.nuid:
+                    shared.add(entry)
                 try:
                     published[entry] = await operation.publish(new, catalog.last_seq(new.subject))
                 except Conflict as conflict:
@@ -1014,7 +1022,7 @@ class Namespace:
             # Somebody else changed something below one of the two names: entry by entry, as if others had renamed them.
             for entry, _old, _ in moves:
                 made = published[entry]
-                if entry not in buried and entry not in left:
+                if entry not in buried and entry not in left and entry not in shared:
                     # Whoever changed the old name has purged the chunks that the new one would lead to.
                     with suppress(Conflict):
                         made = await operation.publish(tombstone(made), made.seq)

@@ -163,7 +163,7 @@ class Player(threading.Thread):
         """As editors do."""
         name, data = self.choose(SHARED, OURS), self.new()
         since = self.history.shown(self.mount, name)
-        aside = f"{ASIDE}{self.number}.{self.written}"
+        aside = f"{ASIDE}{self.number}"  # the same again and again: each name leaves a tombstone to be listed
         (self.top / aside).write_bytes(data)
         try:
             (self.top / aside).rename(self.top / name)
@@ -231,10 +231,14 @@ class Player(threading.Thread):
         """A new one in place of the old."""
         name = self.random.choice(LINKS)
         self.written += 1
-        text, aside = f"to {self.number} {self.written}", f"{ASIDE}{self.number}.{self.written}"
+        text, aside = f"to {self.number} {self.written}", f"{ASIDE}{self.number}.link"
         since = self.history.shown(self.mount, name)
-        (self.top / aside).symlink_to(text)
-        (self.top / aside).rename(self.top / name)
+        try:
+            (self.top / aside).symlink_to(text)
+            (self.top / aside).rename(self.top / name)
+        except OSError:
+            self.unlink(aside)
+            raise
         self.history.saw(self.mount, name, since, text, "has put in place")
 
     def read_link(self) -> None:
