@@ -23,7 +23,16 @@ import trio
 
 from natsfs.catalog.attributes import Attributes, Defaults, parse_time, renamed_at
 from natsfs.catalog.bucket import Bucket, Identity
-from natsfs.catalog.inodes import ROOT_INO, AttributesChanged, Effect, EntryChanged, Inode, InodeTable, Node
+from natsfs.catalog.inodes import (
+    ROOT_INO,
+    AttributesChanged,
+    Effect,
+    EntryChanged,
+    Ino,
+    Inode,
+    InodeTable,
+    Node,
+)
 from natsfs.catalog.metadata import NUID, Metadata, tombstone
 from natsfs.config import Config
 from natsfs.deferred import Deferred
@@ -277,7 +286,8 @@ class Operation:
             parent = catalog.find(path[:-1])
             if parent is not None and parent.inode is not None:
                 ino = parent.inode.ino
-                known = (EntryChanged(ino, path[-1]), AttributesChanged(ino))
+                known = {EntryChanged(ino, path[-1]), AttributesChanged(ino)}
+                known |= {AttributesChanged(Ino(e.gone)) for e in effects if isinstance(e, EntryChanged)}
                 effects = [
                     e
                     for e in effects
