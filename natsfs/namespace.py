@@ -69,9 +69,16 @@ class Namespace:
             raise refuse(errno.ENOTDIR)
         if node is None:
             raise refuse(errno.ENOENT)
-        if node.bucket is None and node is not self._volume.root:
+        catalog = node.bucket
+        if catalog is None:
+            if node is self._volume.root:
+                return node
             catalog = await self._volume.load(self._volume.buckets[node.name.decode()])
             return catalog.root
+        if not catalog.loaded:
+            # Somebody else came first, a purge perhaps: what is there so far is a part of it.
+            await self._volume.load(self._volume.mounted_of(catalog))
+            return await self.directory(inode)
         return node
 
     def inode_of(self, node: Node) -> Inode:

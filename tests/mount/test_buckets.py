@@ -171,3 +171,20 @@ def test_attributes_of_a_bucket_that_the_kernel_forgets(folder: Path) -> None:
         control.write("2")
     status = folder.stat()
     assert (stat.S_IMODE(status.st_mode), status.st_atime_ns, status.st_mtime_ns) == (0o750, 1, 2)
+
+
+@pytest.mark.semantics("buckets")
+def test_who_comes_while_a_bucket_is_loaded_waits_for_it(
+    bucket: str, mount: Mounter, client: Client, tmp_path: Path
+) -> None:
+    """Also where it is not loaded for a program, but for a purge that the mount before has left."""
+    first = mount("", "purge_grace=1", folder=tmp_path)
+    for text in ("one", "two"):
+        (first.path / bucket / "0").write_text(text)
+    assert first.finish() == []
+    names = [str(number) for number in range(3000)]
+    client.put_many(bucket, names[1:])
+    time.sleep(1)
+    path = mount("", folder=tmp_path).path / bucket
+    assert len(os.listdir(path)) == len(names)
+    assert (path / names[-1]).exists()
