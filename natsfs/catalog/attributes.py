@@ -54,6 +54,7 @@ def _parse(text: str) -> int | None:
     return seconds * 1_000_000_000 + int((match[7] or "0").ljust(9, "0"))
 
 
+@functools.lru_cache(256)  # the times of one file are mostly the same
 def format_time(time_ns: int) -> str:
     """RFC 3339 in UTC with nanoseconds. Times outside of the years 1 to 9999 become the nearest that fits."""
     seconds, nanoseconds = divmod(time_ns, 1_000_000_000)
