@@ -317,6 +317,11 @@ class File:
                 await self._failed(failure)
                 raise failure from error
             self.inode.uncommitted = self.dirty or self.attributes_dirty
+        # Whoever committed finds it under its name, also where the kernel took that for another's or for nobody's.
+        node, notifier = self.inode.node, self._volume.notifier
+        directory = None if node is None or node.parent is None else node.parent.inode
+        if node is not None and directory is not None and notifier.owes(directory.ino, node.name):
+            await notifier.told()
 
     async def _commit_on_newest(self) -> None:
         """Commit; what was only appended is moved behind what others have appended or written meanwhile."""
