@@ -11,7 +11,7 @@ import logging
 import os
 import stat
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -48,6 +48,18 @@ PIPELINE = 64  # messages of one directory rename under way at a time
 class Caller:
     uid: int
     gid: int
+
+
+@dataclass(eq=False, slots=True)
+class _Step:
+    """What a directory's rename does with one entry: `new` is published, then `grave` where `old` was."""
+
+    entry: Node
+    old: Metadata
+    new: Metadata
+    grave: Metadata | None = None
+    left: bool = False  # others have used the old name since
+    shared: bool = False  # somebody else makes the same rename: the new name is not ours to remove
 
 
 def refuse(number: int, name: bytes = b"") -> OSError:
@@ -941,7 +953,8 @@ class Namespace:
     ) -> None:
         """Every entry below gets its new name, then every old name its tombstone; each step is pipelined.
 
-        A reader elsewhere sees entries under both names for a moment, never under none.
+        A reader elsewhere sees entries under both names for a moment, never under none. What others put into the
+        directory meanwhile, or replace there, comes along, as far as this mount has heard of it.
         """
         volume = self._volume
         source_dir = node.parent
@@ -953,62 +966,98 @@ class Namespace:
             if node.meta is None:
                 marker = self._marker(catalog, node)
                 operation.apply(await operation.publish(marker, catalog.last_seq(marker.subject)))
-            moves: list[tuple[Node, Metadata, Metadata]] = []
-            by_entry: dict[Node, Metadata] = {}
-            for entry in catalog.files_below(node):
-                old = entry.meta
-                assert old is not None
-                to = (*new_path, *entry.path()[len(old_path) :])
-                new_name = marker_name(to) if entry.is_dir else object_name(to)
-                subject = catalog.subject_prefix() + encode_subject(new_name)
-                new = self._renamed(catalog, entry, old, new_name, subject, now if entry is node else None)
-                moves.append((entry, old, new))
-                by_entry[entry] = old
+            steps: dict[str, _Step] = {}  # by the subject of the old name
+            seen: dict[Node, _Step] = {}
+            made: dict[str, Metadata] = {}  # what each new name holds, by its subject
+            doubtful: list[_Step] = []
 
-            published: dict[Node, Metadata] = {}
-            buried: dict[Node, Metadata] = {}
-            left: set[Node] = set()  # entries whose old names others have used since
-            shared: set[Node] = (
-                set()
-            )  # somebody else makes the same rename: these new names are not ours to remove
-            doubtful: list[Node] = []
+            def next_steps() -> list[_Step]:
+                found: list[_Step] = []
+                for entry in catalog.files_below(node):
+                    step = seen.get(entry)
+                    if step is not None and catalog.last_seq(step.old.subject) == step.old.seq:
+                        continue
+                    old = entry.meta
+                    assert old is not None
+                    step = steps.get(old.subject)
+                    if step is not None and (step.grave is not None or step.left or step.old.seq == old.seq):
+                        continue  # what came after the tombstone is not what was renamed
+                    to = (*new_path, *entry.path()[len(old_path) :])
+                    new_name = marker_name(to) if entry.is_dir else object_name(to)
+                    subject = catalog.subject_prefix() + encode_subject(new_name)
+                    new = self._renamed(
+                        catalog, entry, old, new_name, subject, now if entry is node else None
+                    )
+                    found.append(_Step(entry, old, new))
+                return found
 
-            async def announce(entry: Node, old: Metadata, new: Metadata) -> None:
-                there = catalog.live(new.subject)
+            async def announce(step: _Step) -> None:
+                new = step.new
+                before = made.get(new.subject)
+                there = catalog.live(new.subject) if before is None else None
                 if there is not None and there.nuid == new.nuid:
-                    shared.add(entry)
+                    step.shared = True
+                elif there is not None and step.entry is not node:
+                    raise Conflict(f"{new.name} is there already", there.seq)
+                expected = catalog.last_seq(new.subject) if before is None else before.seq
                 try:
-                    published[entry] = await operation.publish(new, catalog.last_seq(new.subject))
+                    made[new.subject] = stored = await operation.publish(new, expected)
                 except Conflict as conflict:
                     if conflict.doubtful:
-                        doubtful.append(entry)
+                        doubtful.append(step)
+                    else:
+                        await volume.refresh(catalog, new.subject)
                     raise
+                if before is not None and before.nuid != stored.nuid:
+                    volume.discard(catalog, before, stored.seq)
 
-            async def bury(entry: Node, old: Metadata) -> None:
-                # On a conflict somebody changed the old name in this moment: it stays, as theirs.
+            async def bury(step: _Step) -> None:
+                old = step.old
                 try:
-                    grave = tombstone(old, now if entry is node else None)
-                    buried[entry] = await operation.publish(grave, self._still(catalog, old))
+                    grave = tombstone(old, now if step.entry is node else None)
+                    step.grave = await operation.publish(grave, self._still(catalog, old))
                 except Conflict as conflict:
                     if conflict.doubtful and await volume.is_whole(catalog, old):
-                        left.add(entry)
+                        step.left = True
+                    else:
+                        # Somebody changed it in this moment: what is there now is the next round's.
+                        await volume.refresh(catalog, old.subject)
 
             try:
                 async with self._all_or_nothing(operation, catalog, log, side_by_side=True):
-                    await pipelined(partial(announce, *move) for move in moves)
-                    await pipelined(partial(bury, entry, old) for entry, old, _ in moves)
+                    for _ in range(ATTEMPTS):
+                        batch = next_steps()
+                        if not batch:
+                            break
+                        await pipelined(partial(announce, step) for step in batch)
+                        steps.update((step.old.subject, step) for step in batch)
+                        seen.update((step.entry, step) for step in batch)
+                        await pipelined(partial(bury, step) for step in batch)
             except Conflict:
-                for entry in doubtful:
-                    if await self._was_replaced_since(catalog, entry, by_entry[entry]):
-                        grave = tombstone(by_entry[entry], now)
-                        operation.apply(await operation.publish(grave, by_entry[entry].seq))
+                for step in doubtful:
+                    if await self._was_replaced_since(catalog, step.entry, step.old):
+                        grave = tombstone(step.old, now)
+                        operation.apply(await operation.publish(grave, step.old.seq))
+                target = self._child(directory, name)
+                if target is not None and target.children:
+                    raise refuse(errno.ENOTEMPTY, name) from None
                 raise
+            moved = [step for step in steps.values() if step.grave or step.left or step.shared]
+            kept = {step.new.subject for step in moved}
+            for meta in made.values():
+                if meta.subject not in kept:
+                    # Whoever changed the old name has purged the chunks that the new one would lead to.
+                    with suppress(Conflict):
+                        grave = await operation.publish(tombstone(meta), meta.seq)
+                        operation.apply(grave)
+                        volume.discard(catalog, meta, grave.seq)
             target = self._child(directory, name)
             if (
-                {entry for entry, _, _ in moves} == set(catalog.files_below(node))
+                {step.entry for step in moved} == set(catalog.files_below(node))
                 and all(
-                    entry in buried and catalog.can_restate(published[entry], old.subject, buried[entry].seq)
-                    for entry, old, _ in moves
+                    step.grave is not None
+                    and catalog.can_restate(made[step.new.subject], step.old.subject, step.grave.seq)
+                    for step in moved
                 )
                 and catalog.find(directory.path()) is directory
                 and catalog.find(old_path) is node
@@ -1017,8 +1066,10 @@ class Namespace:
                 if target is not None:
                     catalog.drop_node(target)
                 catalog.move(node, directory, name)
-                for entry, old, _ in moves:
-                    catalog.restate(entry, published[entry], old.subject, buried[entry].seq)
+                for step in moved:
+                    assert step.grave is not None
+                    stored = made[step.new.subject]
+                    catalog.restate(step.entry, stored, step.old.subject, step.grave.seq)
                 for entry in local_only(node):
                     assert entry.inode is not None
                     entry.inode.name = object_name(entry.path())
@@ -1027,20 +1078,57 @@ class Namespace:
                 catalog.touch(directory, now)
                 return
             # Somebody else changed something below one of the two names: entry by entry, as if others had renamed them.
-            for entry, _old, _ in moves:
-                made = published[entry]
-                if entry not in buried and entry not in left and entry not in shared:
-                    # Whoever changed the old name has purged the chunks that the new one would lead to.
-                    with suppress(Conflict):
-                        made = await operation.publish(tombstone(made), made.seq)
-                inode = None if entry.is_dir or made.deleted else entry.inode
+            top = node.inode
+            held = list(directories_held(node))
+            for step in moved:
+                entry, shown = step.entry, step.entry.meta
+                inode = None
+                if not entry.is_dir and shown is not None and shown.seq == step.old.seq:
+                    inode = entry.inode
                 if inode is not None:
                     entry.inode = inode.node = None
-                operation.apply(made, inode)
-                if entry in buried:
-                    operation.apply(buried[entry])
+                operation.apply(made[step.new.subject], inode)
+            # Before the old names go: a directory that is found empty is gone for the kernel, too.
+            carried = [self._carry(catalog, inode, (*new_path, *path)) for path, inode in held]
+            for step in moved:
+                if step.grave is not None:
+                    operation.apply(step.grave)
+            for inode, old in carried:
+                if inode.node is None:
+                    continue
+                names = {*(old.children or {})} if old is not None else set()
+                names |= {child.name for child in (inode.node.children or {}).values() if child.inode is None}
+                volume.notifier.send(EntryChanged(inode.ino, one) for one in names if one != SELF)
             self._forget(source_dir, old_path[-1])
-            self._forget(directory, name)
+            there = catalog.find(new_path)
+            if there is None or top is None or there.inode is not top:
+                self._forget(directory, name)
+
+    @staticmethod
+    def _carry(catalog: Bucket, inode: Inode, path: Path) -> tuple[Inode, Node | None]:
+        """Let a directory that the kernel has moved to `path` lead to what is there now; the other is where it was.
+
+        Else a call by the new path would be for the old name, until the kernel has heard that it is another directory.
+        """
+        there, old = catalog.find(path), inode.node
+        if there is not None and there.children is not None and there is not old:
+            if there.inode is not None:
+                there.inode.node, there.inode.unlinked = None, True
+            if old is not None:
+                for child in list((old.children or {}).values()):
+                    # Never committed: it goes with the directory.
+                    if (
+                        not child.has_meta
+                        and not child.is_dir
+                        and child.inode
+                        and child.name not in there.children
+                    ):
+                        catalog.move(child, there, child.name)
+                        child.inode.name = object_name(child.path())
+                old.inode, old.ino = None, 0
+            there.inode, there.ino = inode, inode.ino
+            inode.node, inode.unlinked = there, False
+        return inode, old
 
     async def _keep_directory_locked(
         self, operation: Operation, catalog: Bucket, node: Node, leaving: Node
@@ -1161,6 +1249,15 @@ def marker_name(path: Path) -> str:
         return marker_of(path)
     except NameRefused as refused:
         raise refuse(refused.errno, path[-1] if path else b"") from None
+
+
+def directories_held(node: Node, path: Path = ()) -> Iterator[tuple[Path, Inode]]:
+    """The directories from `node` down that the kernel knows, each before those below it, with the path from `node`."""
+    if node.is_dir:
+        if node.inode is not None:
+            yield path, node.inode
+        for child in (node.children or {}).values():
+            yield from directories_held(child, (*path, child.name))
 
 
 def local_only(node: Node) -> list[Node]:

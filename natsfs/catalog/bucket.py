@@ -809,7 +809,7 @@ class Bucket:
 
     def files_below(self, node: Node) -> Iterator[Node]:
         """Every node at or below `node` that has a message of its own: files, and directories with markers."""
-        if node.meta is not None:
+        if node.has_meta:
             yield node
         for child in list((node.children or {}).values()):
             yield from self.files_below(child)

@@ -191,3 +191,125 @@ def test_a_name_that_the_kernel_takes_for_another(
         assert rename.ended() == 0
         assert change.ended() == errno.ENOENT
     agree(slow, other, client, bucket, {"g": "f"})
+
+
+def fill_directory(slow: Mount, other: Mount) -> None:
+    """A directory `r` with three files and one below it, which the kernel of both mounts knows."""
+    (slow.path / "r/s").mkdir(parents=True)
+    fill(slow, other, "r/a", "r/b", "r/c", "r/s/t")
+    for one in (slow, other):
+        assert os.stat(one.path / "r/s/t").st_size == len("r/s/t")
+
+
+FILLED = {"r/a": "r/a", "r/b": "r/b", "r/c": "r/c", "r/s/t": "r/s/t"}
+
+
+def moved(files: dict[str, str]) -> dict[str, str]:
+    return {name.replace("r/", "e/", 1): text for name, text in files.items()}
+
+
+def replace_by_rename(path: Path, text: str) -> None:
+    new = path.parent.parent / "new"
+    new.write_text(text)
+    new.rename(path)
+
+
+@pytest.mark.semantics("directories-renamed-while-changed")
+@pytest.mark.parametrize(
+    ("change", "changed"),
+    [
+        (lambda r: (r / "x").write_text("x"), {"r/x": "x"}),
+        (lambda r: (r / "n").mkdir() or (r / "n/x").write_text("x"), {"r/n/x": "x"}),
+        (lambda r: (r / "s/x").write_text("x"), {"r/s/x": "x"}),
+        (lambda r: (r / "a").write_text("new"), {"r/a": "new"}),
+        (lambda r: replace_by_rename(r / "a", "new"), {"r/a": "new"}),
+        (lambda r: (r / "a").unlink(), {"r/a": None}),
+        (lambda r: (r / "a").unlink() or (r / "a").write_text("new"), {"r/a": "new"}),
+        (lambda r: (r / "a").chmod(0o640), {}),
+        (lambda r: (r / "s").chmod(0o750), {}),
+        (lambda r: (r / "a").rename(r / "x"), {"r/a": None, "r/x": "r/a"}),
+        (lambda r: (r / "s").rename(r / "n"), {"r/s/t": None, "r/n/t": "r/s/t"}),
+        (lambda r: (r / "s/t").unlink() or (r / "s").rmdir(), {"r/s/t": None}),
+    ],
+    ids=[
+        "added",
+        "added in a new directory",
+        "added below",
+        "written",
+        "replaced",
+        "removed",
+        "made again",
+        "chmod",
+        "chmod of a directory",
+        "renamed",
+        "directory renamed",
+        "directory removed",
+    ],
+)
+def test_a_directory_is_changed_while_it_is_renamed(
+    pair: tuple[Mount, Mount],
+    proxy: Proxy,
+    client: Client,
+    bucket: str,
+    change: Callable[[Path], object],
+    changed: dict[str, str | None],
+) -> None:
+    """What others did to it goes with it; the next call by the new path is for what it leads to."""
+    slow, other = pair
+    fill_directory(slow, other)
+    with proxy.holding(TOMBSTONE) as hold:
+        rename = Call(lambda: (slow.path / "r").rename(slow.path / "e"))
+        assert hold.holds.wait(10)
+        change(other.path / "r")
+        caught_up(slow, other)
+        hold.release()
+        assert rename.ended() == 0
+    expected = moved({name: text for name, text in {**FILLED, **changed}.items() if text is not None})
+    assert {name: content(slow.path / name) for name in expected} == expected
+    assert not (slow.path / "r").exists()
+    agree(slow, other, client, bucket, expected)
+    for one in pair:
+        assert sorted(os.listdir(one.path)) == ["d", "e"]
+        if not changed:
+            assert {(one.path / name).stat().st_mode & 0o777 for name in ("e/a", "e/s")} & {0o640, 0o750}
+
+
+@pytest.mark.semantics("directories-renamed-while-changed")
+def test_both_names_of_a_directory_are_used_while_it_is_renamed(
+    pair: tuple[Mount, Mount], proxy: Proxy, client: Client, bucket: str
+) -> None:
+    """What others put under the new name stays there; what they put under the old one later stays there."""
+    slow, other = pair
+    fill_directory(slow, other)
+    with proxy.holding(TOMBSTONE) as hold:
+        rename = Call(lambda: (slow.path / "r").rename(slow.path / "e"))
+        assert hold.holds.wait(10)
+        until((other.path / "e/s/t").exists)
+        (other.path / "e/z").write_text("z")
+        (other.path / "e/s/z").write_text("z")
+        caught_up(slow, other)
+        hold.release()
+        assert rename.ended() == 0
+    # The directory that the kernel has moved is the one that the new path leads to, at once.
+    (slow.path / "e/new").write_text("new")
+    (slow.path / "e/s/t").unlink()
+    (slow.path / "e/b").rename(slow.path / "e/s/b")
+    expected = moved(FILLED) | {"e/z": "z", "e/s/z": "z", "e/new": "new", "e/s/b": "r/b"}
+    del expected["e/s/t"], expected["e/b"]
+    agree(slow, other, client, bucket, expected)
+
+
+@pytest.mark.semantics("directories-renamed-while-changed")
+def test_a_directory_is_not_renamed_over_what_others_have_put_there(
+    pair: tuple[Mount, Mount], proxy: Proxy, client: Client, bucket: str
+) -> None:
+    slow, other = pair
+    fill_directory(slow, other)
+    with proxy.holding(b'"name":"e/') as hold:
+        rename = Call(lambda: (slow.path / "r").rename(slow.path / "e"))
+        assert hold.holds.wait(10)
+        (other.path / "e").mkdir()
+        (other.path / "e/b").write_text("theirs")
+        hold.release()
+        assert rename.ended() == errno.ENOTEMPTY
+    agree(slow, other, client, bucket, FILLED | {"e/b": "theirs"})
