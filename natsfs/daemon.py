@@ -38,8 +38,11 @@ class ServeReport:
     unsaved: tuple[str, ...]
 
 
-def serve(config: Config, ready: Callable[[], None]) -> ServeReport:
-    """Mount and serve; `ready` is called once the mount answers. Raises `MountError` if it never does."""
+def serve(config: Config, ready: Callable[[], bool]) -> ServeReport:
+    """Mount and serve; raises `MountError` if there is no mount.
+
+    `ready` is called once the mount answers, unless it is taken down before. It returns whether the mount is there.
+    """
     faulthandler.enable()
     # Each file that is being written has its spool file open; 1,024 of them would be all.
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
@@ -49,7 +52,7 @@ def serve(config: Config, ready: Callable[[], None]) -> ServeReport:
     return trio.run(_serve, config, ready)
 
 
-async def _serve(config: Config, ready: Callable[[], None]) -> ServeReport:
+async def _serve(config: Config, ready: Callable[[], bool]) -> ServeReport:
     failure: MountError | None = None
     unsaved: list[str] = []
     async with trio.open_nursery() as connections:
@@ -78,7 +81,7 @@ async def _serve(config: Config, ready: Callable[[], None]) -> ServeReport:
 
 
 async def _mounted(
-    config: Config, volume: Volume, files: Files, ready: Callable[[], None], signals: AsyncIterator[int]
+    config: Config, volume: Volume, files: Files, ready: Callable[[], bool], signals: AsyncIterator[int]
 ) -> None:
     operations = FileSystem(volume, Namespace(volume, files), files)
     _mount(operations, config)
@@ -134,11 +137,17 @@ def _captured_stderr() -> Iterator[Callable[[], str]]:
             os.close(saved)
 
 
-async def _announce(config: Config, ready: Callable[[], None]) -> None:
-    """Tell that the mount answers once it does."""
-    await trio.to_thread.run_sync(os.stat, config.mountpoint, abandon_on_cancel=True)
-    _read_far_ahead(config)
-    ready()
+async def _announce(config: Config, ready: Callable[[], bool]) -> None:
+    """Tell that the mount answers once it does; one that is gone by then needs nobody who serves it."""
+    try:
+        await trio.to_thread.run_sync(os.stat, config.mountpoint, abandon_on_cancel=True)
+    except OSError as error:
+        log.info("%s does not answer: %s", config.mountpoint, error.strerror)
+    else:
+        _read_far_ahead(config)
+        if ready():
+            return
+    pyfuse3.terminate()
 
 
 def _read_far_ahead(config: Config) -> None:

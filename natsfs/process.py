@@ -76,6 +76,10 @@ class _Process:
             self._clean_up()
         for line in unsaved:
             logger.error("not saved: %s", line)
+        if self._record is None:
+            message = f"the mount at {self._config.mountpoint} was taken down before it was ready"
+            logger.info("%s", message)
+            self._say({"state": "error", "message": message, "usage": False})
         if not unsaved:
             log.discard(fallback)
         return 1 if unsaved else 0
@@ -96,11 +100,11 @@ class _Process:
         self._report(unsaved)
         return unsaved
 
-    def _ready(self) -> None:
-        """The mount is there: say so to everybody who waits for it."""
+    def _ready(self) -> bool:
+        """If the mount is there: say so to everybody who waits for it."""
         entry = mounttable.at(self._config.mountpoint)
         if entry is None or not entry.is_natsfs:
-            raise MountError(f"the mount at {self._config.mountpoint} vanished while it was made; try again")
+            return False
         pid = os.getpid()
         self._record = registry.Record(
             pid=pid,
@@ -119,6 +123,7 @@ class _Process:
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
+        return True
 
     def _say(self, word: dict[str, object]) -> None:
         if self._status is None:

@@ -19,7 +19,7 @@ from pathlib import Path
 import nkeys
 import pytest
 
-from natsfs import helper, mounttable, registry
+from natsfs import helper, libc, mounttable, registry
 from tests.frontend.conftest import (
     JETSTREAM,
     ConfiguredServer,
@@ -274,6 +274,60 @@ def test_the_command_is_killed_while_it_waits(
     command.communicate(timeout=30)
     until(lambda: not leftovers(mountpoint))
     assert "is mounted at" in (natsfs.home / "log").read_text()
+
+
+EARLY = """\
+import sys
+
+if "daemon" in sys.orig_argv:
+    from natsfs import handshake, libc
+
+    finish = handshake.Handshake.finish
+
+    def late(self):
+        for flags in FLAGS:
+            try:
+                libc.umount(sys.orig_argv[-1], flags)
+            except OSError:
+                pass
+        finish(self)
+
+    handshake.Handshake.finish = late
+"""
+
+
+@pytest.mark.parametrize("foreground", [[], ["-f"]])
+@pytest.mark.parametrize("flags", [(libc.MNT_DETACH,), (libc.MNT_FORCE, libc.MNT_DETACH)])
+def test_unmounted_before_the_first_answer(
+    natsfs: Natsfs,
+    mountpoint: Path,
+    plain_server: ConfiguredServer,
+    tmp_path: Path,
+    foreground: list[str],
+    flags: tuple[int, ...],
+) -> None:
+    """By somebody who is faster than the daemon; with MNT_FORCE the kernel does not take the answer either."""
+    (tmp_path / "early").mkdir()
+    (tmp_path / "early" / "sitecustomize.py").write_text(EARLY.replace("FLAGS", repr(flags)))
+    arguments: list[str | Path] = [
+        *foreground,
+        "-o",
+        f"log_file={natsfs.home}/log",
+        plain_server.url,
+        mountpoint,
+    ]
+    python_path = f"{natsfs.environ['PYTHONPATH']}:{tmp_path}/early"
+    result = natsfs("mount", *arguments, environ={"PYTHONPATH": python_path})
+    if foreground:
+        assert (result.status, "Traceback" in result.err) == (0, False)
+    else:
+        assert (result.status, result.error) == (
+            1,
+            f"the mount at {mountpoint} was taken down before it was ready",
+        )
+    text = (natsfs.home / "log").read_text()
+    assert f"the mount at {mountpoint} was taken down before it was ready" in text
+    assert not re.search("WARNING|ERROR|Traceback", text), text
 
 
 # --- credentials ---
