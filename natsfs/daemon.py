@@ -61,10 +61,10 @@ async def _serve(config: Config, ready: Callable[[], bool]) -> ServeReport:
             files = Files(volume, nursery)
             try:
                 with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
-                    await volume.start(connections)
-                    nursery.start_soon(files.commit_what_stays_open)
-                    nursery.start_soon(files.note_what_stays_open)
-                    await _mounted(config, volume, files, ready, signals)
+                    if await _started(volume, connections, signals):
+                        nursery.start_soon(files.commit_what_stays_open)
+                        nursery.start_soon(files.note_what_stays_open)
+                        await _mounted(config, volume, files, ready, signals)
             except MountError as error:
                 failure = error
             finally:
@@ -80,6 +80,29 @@ async def _serve(config: Config, ready: Callable[[], bool]) -> ServeReport:
     return ServeReport(tuple(unsaved))
 
 
+async def _started(volume: Volume, connections: trio.Nursery, signals: AsyncIterator[int]) -> bool:
+    """Whether no signal came first. Raises `MountError`."""
+    stopped, failure = False, None
+
+    async def stop() -> None:
+        nonlocal stopped
+        number = await anext(signals)
+        stopped = True
+        log.info("%s: ending before anything is mounted", signal.Signals(number).name)
+        starting.cancel_scope.cancel()
+
+    async with trio.open_nursery() as starting:
+        starting.start_soon(stop)
+        try:
+            await volume.start(connections)
+        except MountError as error:
+            failure = error
+        starting.cancel_scope.cancel()
+    if failure is not None:
+        raise failure
+    return not stopped
+
+
 async def _mounted(
     config: Config, volume: Volume, files: Files, ready: Callable[[], bool], signals: AsyncIterator[int]
 ) -> None:
@@ -91,8 +114,8 @@ async def _mounted(
             serving.start_soon(_announce, config, ready)
             # Only as long as the session lives: libfuse frees it below, and ending it then is a crash. What was
             # signalled before waits in the receiver.
-            serving.start_soon(_stop_on_signal, signals, config.mountpoint, files)
-            await workers.main(idle=4, most=WORKERS)
+            serving.start_soon(_stop_on_signal, signals, config.mountpoint, volume, files)
+            await workers.main(idle=4, most=WORKERS, on_end=volume.end_loads)
             serving.cancel_scope.cancel()
     finally:
         # What was written under the mount is in the spool; the mount itself goes first, so that nothing is added.
@@ -163,7 +186,7 @@ def _read_far_ahead(config: Config) -> None:
         log.info("the kernel's read-ahead stays as it is: %s", error)
 
 
-async def _stop_on_signal(signals: AsyncIterator[int], mountpoint: str, files: Files) -> None:
+async def _stop_on_signal(signals: AsyncIterator[int], mountpoint: str, volume: Volume, files: Files) -> None:
     """Commit what is open and unmount; a program that holds a file loses it, after its commit."""
     async for number in signals:
         log.info("%s: committing open files and unmounting", signal.Signals(number).name)
@@ -173,4 +196,5 @@ async def _stop_on_signal(signals: AsyncIterator[int], mountpoint: str, files: F
         except OSError as error:
             if error.errno not in (errno.EINVAL, errno.ENOENT):
                 log.warning("cannot unmount %s: %s", mountpoint, error)
+        volume.end_loads()
         pyfuse3.terminate()
