@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import errno
+import fcntl
 import json
 import os
 import re
@@ -661,6 +662,33 @@ def test_what_could_not_be_saved_is_told_by_umount(
     assert (mountpoint / "copy").read_bytes() == b"data"
     # Told once, and not kept.
     assert "not mounted" in natsfs("umount", mountpoint).error
+
+
+@pytest.mark.semantics("kept-is-told")
+def test_a_mount_tells_what_is_kept(natsfs: Natsfs, mountpoint: Path, plain_server: ConfiguredServer) -> None:
+    """Of failed commits and of daemons that were killed; not what another mount works on, nor empty files."""
+    spool = natsfs.home / "spool"
+    for path in ("failed/A.data", "mount-1/B", "mount-2/C"):
+        (spool / path).parent.mkdir(parents=True, exist_ok=True)
+        (spool / path).write_bytes(bytes(10_000))
+    (spool / "failed" / "A.json").touch()
+    (spool / "mount-1" / "D").touch()
+    command = f"natsfs recover --spool-dir {spool}"
+    alive = os.open(spool / "mount-2", os.O_RDONLY)
+    try:
+        fcntl.flock(alive, fcntl.LOCK_EX)
+        result = natsfs.mount(plain_server.url, mountpoint)
+    finally:
+        os.close(alive)
+    told = rf"2 files that could not be stored, 2\dK on the disk, are kept in {spool}; to list: {command}"
+    assert re.fullmatch(f"note: {told}", result.error)
+    assert result.status == 0
+    assert natsfs("umount", mountpoint).status == 0
+    assert re.search(told, (natsfs.home / "log").read_text())
+    assert natsfs("recover", "--spool-dir", spool, "--all", "--remove").status == 0
+    result = natsfs.mount(plain_server.url, mountpoint)
+    assert (result.status, result.err) == (0, "")
+    assert natsfs("umount", mountpoint).status == 0
 
 
 # --- in the foreground, as a service ---
