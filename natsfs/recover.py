@@ -70,8 +70,8 @@ def run(request: Request) -> int:
                 command = mount_options.recover_command(request.spool_dir)
                 size = short_size(spooled.room(kept.path for kept in chosen))
                 print(
-                    f"\n{_files(len(chosen))}, {size} on the disk; "
-                    f"{command} ID --to DIR copies one out, {command} --remove ID drops it",
+                    f"\n{_files(len(chosen))}, {size} on the disk\n"
+                    f"{command} ID --to DIR copies one out\n{command} --remove ID drops it",
                     file=sys.stderr,
                 )
     return 0
