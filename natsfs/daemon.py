@@ -38,8 +38,11 @@ class ServeReport:
     unsaved: tuple[str, ...]
 
 
-def serve(config: Config, ready: Callable[[], None]) -> ServeReport:
-    """Mount and serve; `ready` is called once the mount answers. Raises `MountError` if it never does."""
+def serve(config: Config, ready: Callable[[], bool]) -> ServeReport:
+    """Mount and serve; raises `MountError` if there is no mount.
+
+    `ready` is called once the mount answers, unless it is taken down before. It returns whether the mount is there.
+    """
     faulthandler.enable()
     # Each file that is being written has its spool file open; 1,024 of them would be all.
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
@@ -49,7 +52,7 @@ def serve(config: Config, ready: Callable[[], None]) -> ServeReport:
     return trio.run(_serve, config, ready)
 
 
-async def _serve(config: Config, ready: Callable[[], None]) -> ServeReport:
+async def _serve(config: Config, ready: Callable[[], bool]) -> ServeReport:
     failure: MountError | None = None
     unsaved: list[str] = []
     async with trio.open_nursery() as connections:
@@ -58,10 +61,10 @@ async def _serve(config: Config, ready: Callable[[], None]) -> ServeReport:
             files = Files(volume, nursery)
             try:
                 with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
-                    await volume.start(connections)
-                    nursery.start_soon(files.commit_what_stays_open)
-                    nursery.start_soon(files.note_what_stays_open)
-                    await _mounted(config, volume, files, ready, signals)
+                    if await _started(volume, connections, signals):
+                        nursery.start_soon(files.commit_what_stays_open)
+                        nursery.start_soon(files.note_what_stays_open)
+                        await _mounted(config, volume, files, ready, signals)
             except MountError as error:
                 failure = error
             finally:
@@ -77,8 +80,31 @@ async def _serve(config: Config, ready: Callable[[], None]) -> ServeReport:
     return ServeReport(tuple(unsaved))
 
 
+async def _started(volume: Volume, connections: trio.Nursery, signals: AsyncIterator[int]) -> bool:
+    """Whether no signal came first. Raises `MountError`."""
+    stopped, failure = False, None
+
+    async def stop() -> None:
+        nonlocal stopped
+        number = await anext(signals)
+        stopped = True
+        log.info("%s: ending before anything is mounted", signal.Signals(number).name)
+        starting.cancel_scope.cancel()
+
+    async with trio.open_nursery() as starting:
+        starting.start_soon(stop)
+        try:
+            await volume.start(connections)
+        except MountError as error:
+            failure = error
+        starting.cancel_scope.cancel()
+    if failure is not None:
+        raise failure
+    return not stopped
+
+
 async def _mounted(
-    config: Config, volume: Volume, files: Files, ready: Callable[[], None], signals: AsyncIterator[int]
+    config: Config, volume: Volume, files: Files, ready: Callable[[], bool], signals: AsyncIterator[int]
 ) -> None:
     operations = FileSystem(volume, Namespace(volume, files), files)
     _mount(operations, config)
@@ -88,8 +114,8 @@ async def _mounted(
             serving.start_soon(_announce, config, ready)
             # Only as long as the session lives: libfuse frees it below, and ending it then is a crash. What was
             # signalled before waits in the receiver.
-            serving.start_soon(_stop_on_signal, signals, config.mountpoint, files)
-            await workers.main(idle=4, most=WORKERS)
+            serving.start_soon(_stop_on_signal, signals, config.mountpoint, volume, files)
+            await workers.main(idle=4, most=WORKERS, on_end=volume.end_loads)
             serving.cancel_scope.cancel()
     finally:
         # What was written under the mount is in the spool; the mount itself goes first, so that nothing is added.
@@ -134,11 +160,17 @@ def _captured_stderr() -> Iterator[Callable[[], str]]:
             os.close(saved)
 
 
-async def _announce(config: Config, ready: Callable[[], None]) -> None:
-    """Tell that the mount answers once it does."""
-    await trio.to_thread.run_sync(os.stat, config.mountpoint, abandon_on_cancel=True)
-    _read_far_ahead(config)
-    ready()
+async def _announce(config: Config, ready: Callable[[], bool]) -> None:
+    """Tell that the mount answers once it does; one that is gone by then needs nobody who serves it."""
+    try:
+        await trio.to_thread.run_sync(os.stat, config.mountpoint, abandon_on_cancel=True)
+    except OSError as error:
+        log.info("%s does not answer: %s", config.mountpoint, error.strerror)
+    else:
+        _read_far_ahead(config)
+        if ready():
+            return
+    pyfuse3.terminate()
 
 
 def _read_far_ahead(config: Config) -> None:
@@ -154,7 +186,7 @@ def _read_far_ahead(config: Config) -> None:
         log.info("the kernel's read-ahead stays as it is: %s", error)
 
 
-async def _stop_on_signal(signals: AsyncIterator[int], mountpoint: str, files: Files) -> None:
+async def _stop_on_signal(signals: AsyncIterator[int], mountpoint: str, volume: Volume, files: Files) -> None:
     """Commit what is open and unmount; a program that holds a file loses it, after its commit."""
     async for number in signals:
         log.info("%s: committing open files and unmounting", signal.Signals(number).name)
@@ -164,4 +196,5 @@ async def _stop_on_signal(signals: AsyncIterator[int], mountpoint: str, files: F
         except OSError as error:
             if error.errno not in (errno.EINVAL, errno.ENOENT):
                 log.warning("cannot unmount %s: %s", mountpoint, error)
+        volume.end_loads()
         pyfuse3.terminate()

@@ -42,6 +42,12 @@ class Unreachable(StoreError):
     errno = errno.ETIMEDOUT
 
 
+class Ending(Unreachable):
+    """The mount is being taken down; what every later call on it gets as well."""
+
+    errno = errno.ENOTCONN
+
+
 class Conflict(StoreError):
     """A compare-and-swap failed: the subject's last sequence is `seq` (0: it holds nothing).
 

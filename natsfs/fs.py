@@ -403,7 +403,14 @@ class FileSystem(pyfuse3.Operations):
 
     @answered
     async def write(self, fh: FileHandleT, off: int, buf: bytes) -> int:
-        return await self._files.write(fh, off, buf)
+        try:
+            return await self._files.write(fh, off, buf)
+        except OSError as error:
+            # Of the local disk, which nobody would think of who sees the program's error alone.
+            log.warning(
+                "nothing can be written in %s: %s", self._volume.config.options.spool_dir, error.strerror
+            )
+            raise
 
     @answered
     async def flush(self, fh: FileHandleT) -> None:

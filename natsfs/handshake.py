@@ -10,9 +10,13 @@ socket, and the answer is brought up to date on its way to the kernel.
 
 from __future__ import annotations
 
+import errno
+import logging
 import os
 import socket
 import struct
+
+log = logging.getLogger(__name__)
 
 HANDLE_KILLPRIV_V2 = 1 << 28
 
@@ -42,9 +46,16 @@ class Handshake:
         self._session.send(request)
 
     def finish(self) -> None:
-        """Pass the answer on; from now on `fd` leads to the kernel again."""
+        """Pass the answer on; from now on `fd` leads to the kernel again.
+
+        It is nobody's any more where the mount was taken down meanwhile: the session learns that from its next read.
+        """
         try:
             os.write(self._kernel, with_promises(self._session.recv(_MOST), self._promises))
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.ENODEV):
+                raise
+            log.info("the mount went before it was answered: %s", error.strerror)
         finally:
             os.dup2(self._kernel, self._fd, inheritable=False)
             os.close(self._kernel)

@@ -70,7 +70,7 @@ def launch(config: Config) -> None:
         before = os.stat(config.mountpoint).st_dev
         daemon = _Daemon(config)
         try:
-            daemon.wait_until_ready(config.options.timeout + _START_ALLOWANCE)
+            note = daemon.wait_until_ready(config.options.timeout + _START_ALLOWANCE)
             daemon.wait_until_answering(before)
         except BaseException as error:
             with signals.uninterrupted():
@@ -81,6 +81,8 @@ def launch(config: Config) -> None:
             if isinstance(error, KeyboardInterrupt):
                 raise MountError("interrupted; nothing is mounted") from None
             raise
+    if note:
+        print(f"natsfs: note: {note}", file=sys.stderr)
 
 
 class _Daemon:
@@ -108,8 +110,11 @@ class _Daemon:
             os.close(config_file)
             os.close(status_for_daemon)
 
-    def wait_until_ready(self, limit: float) -> None:
-        """Until the daemon says that it is ready; its error, or its end without a word, is raised."""
+    def wait_until_ready(self, limit: float) -> str:
+        """Until the daemon says that it is ready, and what else there is to know, which is returned.
+
+        Its error, or its end without a word, is raised.
+        """
         deadline = time.monotonic() + limit
         poll = select.poll()
         poll.register(self._status, select.POLLIN)
@@ -128,6 +133,7 @@ class _Daemon:
         if word["state"] == "error":
             kind = UsageError if word["usage"] else MountError
             raise kind(word["message"])
+        return str(word["note"])
 
     def wait_until_answering(self, before: int) -> None:
         mountpoint = self._config.mountpoint

@@ -401,7 +401,7 @@ ROWS: tuple[Row, ...] = (
         metavar="SIZE",
         parse=parse_size,
         default="0 (no limit)",
-        help="Most that the spool directory may hold; a write beyond it fails with ENOSPC.",
+        help="Most content that may wait there; a write beyond it fails with ENOSPC. What was refused does not count.",
     ),
     Row(
         name="timeout",

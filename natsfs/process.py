@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from natsfs import log, mounttable, registry, systemd, unmount
+from natsfs import log, mounttable, recover, registry, systemd, unmount
 from natsfs.config import Config
 from natsfs.errors import MountError, NatsfsError, UsageError
 from natsfs.mount import read_config
@@ -76,6 +76,10 @@ class _Process:
             self._clean_up()
         for line in unsaved:
             logger.error("not saved: %s", line)
+        if self._record is None:
+            message = f"the mount at {self._config.mountpoint} was taken down before it was ready"
+            logger.info("%s", message)
+            self._say({"state": "error", "message": message, "usage": False})
         if not unsaved:
             log.discard(fallback)
         return 1 if unsaved else 0
@@ -96,11 +100,11 @@ class _Process:
         self._report(unsaved)
         return unsaved
 
-    def _ready(self) -> None:
-        """The mount is there: say so to everybody who waits for it."""
+    def _ready(self) -> bool:
+        """If the mount is there: say so to everybody who waits for it."""
         entry = mounttable.at(self._config.mountpoint)
         if entry is None or not entry.is_natsfs:
-            raise MountError(f"the mount at {self._config.mountpoint} vanished while it was made; try again")
+            return False
         pid = os.getpid()
         self._record = registry.Record(
             pid=pid,
@@ -113,12 +117,25 @@ class _Process:
         registry.write(self._folder, self._record)
         logger.info("%s is mounted at %s", self._config.display_source, self._config.mountpoint)
         systemd.notify("READY=1")
-        self._say({"state": "ready"})
+        note = self._kept()
+        if note:
+            logger.info("%s", note)
+            if self._foreground and self._config.options.log_file:
+                print(f"natsfs: note: {note}", file=sys.stderr, flush=True)
+        self._say({"state": "ready", "note": note})
         if not self._foreground:
             self._let_go_of_output()
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
+        return True
+
+    def _kept(self) -> str:
+        try:
+            return recover.summary(self._config.options.spool_dir)
+        except OSError as error:
+            logger.warning("what is kept in the spool folder cannot be told: %s", error)
+            return ""
 
     def _say(self, word: dict[str, object]) -> None:
         if self._status is None:

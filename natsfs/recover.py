@@ -68,10 +68,28 @@ def run(request: Request) -> int:
                 print(line(kept))
             if sys.stdout.isatty():
                 command = mount_options.recover_command(request.spool_dir)
+                size = short_size(spooled.room(kept.path for kept in chosen))
                 print(
-                    f"\n{command} ID --to DIR copies one out, {command} --remove ID drops it", file=sys.stderr
+                    f"\n{_files(len(chosen))}, {size} on the disk\n"
+                    f"{command} ID --to DIR copies one out\n{command} --remove ID drops it",
+                    file=sys.stderr,
                 )
     return 0
+
+
+def summary(spool_dir: str) -> str:
+    """What a mount that uses this folder has to tell about what is kept there; empty if nothing is.
+
+    Raises OSError if the folder cannot be read.
+    """
+    count, size = spooled.count(Path(spool_dir))
+    if not count:
+        return ""
+    command = mount_options.recover_command(spool_dir)
+    return (
+        f"{_files(count)} that could not be stored, {short_size(size)} on the disk, "
+        f"{'is' if count == 1 else 'are'} kept in {spool_dir}; to list: {command}"
+    )
 
 
 def choose(found: Sequence[KeptFile], ids: Sequence[str]) -> list[KeptFile]:
@@ -88,6 +106,10 @@ def choose(found: Sequence[KeptFile], ids: Sequence[str]) -> list[KeptFile]:
 
 
 # --- telling --------------------------------------------------------------------------------------------------
+
+
+def _files(count: int) -> str:
+    return "1 file" if count == 1 else f"{count} files"
 
 
 def line(kept: KeptFile) -> str:

@@ -40,6 +40,7 @@ from natsfs.errors import (
     BucketFull,
     BucketGone,
     Conflict,
+    Ending,
     MountError,
     ReadOnlyBucket,
     StoreError,
@@ -332,6 +333,8 @@ class Volume:
         self.making: set[str] = set()  # buckets that a mkdir here is making at this moment
         self.root: Node  # of the mount
         self._nursery = nursery
+        self._ending = False
+        self._loads: set[trio.CancelScope] = set()
         self._send, self._events = trio.open_memory_channel[Event](float("inf"))
         self._buckets_changed = trio.Event()
         self._suspects: dict[Bucket, set[str | None]] = {}
@@ -817,14 +820,29 @@ class Volume:
             return mounted.catalog
         async with mounted.loading:
             if mounted.catalog is None or not mounted.catalog.loaded:
-                self._take_info(mounted, await self.store.bucket(mounted.name))
-                await self.store.watch(mounted.name)
-                with trio.move_on_after(self.config.options.timeout) as scope:
-                    await mounted.loaded.wait()
+                with trio.CancelScope() as scope:
+                    self._loads.add(scope)
+                    try:
+                        if self._ending:
+                            scope.cancel()
+                        self._take_info(mounted, await self.store.bucket(mounted.name))
+                        await self.store.watch(mounted.name)
+                        scope.deadline = trio.current_time() + self.config.options.timeout
+                        await mounted.loaded.wait()
+                    finally:
+                        self._loads.remove(scope)
+                if scope.cancelled_caught and self._ending:
+                    raise Ending(f"bucket {mounted.name} is not listed: the mount is being taken down")
                 if scope.cancelled_caught:
                     raise Unreachable(f"bucket {mounted.name} could not be listed in time")
             assert mounted.catalog is not None
             return mounted.catalog
+
+    def end_loads(self) -> None:
+        """The mount is being taken down: whoever waits for a bucket to be listed gets an error, now and later."""
+        self._ending = True
+        for scope in self._loads:
+            scope.cancel()
 
     def created_ns(self, mounted: Mounted) -> int:
         created = parse_time(mounted.info.created) if mounted.info is not None else None

@@ -71,6 +71,10 @@ class Reading:
             with suppress(OSError):  # the session meets the same error when it reads
                 self._handshake = Handshake(fd)
 
+    def is_over(self) -> bool:
+        """Whether the kernel has let go of the mount."""
+        return self._poll is not None and any(event & select.POLLERR for _, event in self._poll.poll(0))
+
     def _comes(self, poll: Callable[[int], object], deadline: float) -> bool:
         """Whether there is a request until then. Not looked for where it was in vain again and again."""
         if self._skip:
@@ -102,6 +106,7 @@ class Reading:
 
 
 _reading = Reading()
+_on_end: Callable[[], None]
 
 
 class _Lowlevel:
@@ -136,6 +141,8 @@ class _Nursery:
                 await function(*args)
             finally:
                 _reading.hand_over()
+                if _reading.is_over():
+                    _on_end()
 
         self._nursery.start_soon(worker, name=name)
 
@@ -150,10 +157,13 @@ class _Trio:
     from_thread = trio.from_thread
 
 
-async def main(*, idle: int, most: int) -> None:
-    """Answer requests until the session ends, with up to `most` of them at a time; `idle` workers stay."""
-    global _reading
-    _reading = Reading()
+async def main(*, idle: int, most: int, on_end: Callable[[], None]) -> None:
+    """Answer requests until the session ends, with up to `most` of them at a time; `idle` workers stay.
+
+    What is being answered when the kernel lets go of the mount is waited for; `on_end` is called then, more than once.
+    """
+    global _reading, _on_end
+    _reading, _on_end = Reading(), on_end
     pyfuse3.trio = _Trio  # type: ignore[attr-defined]
     await pyfuse3.main(min_tasks=idle, max_tasks=most)
 

@@ -92,6 +92,18 @@ def never(condition: Callable[[], object], during: float, what: str = "") -> Non
         time.sleep(0.02)
 
 
+def content(path: Path) -> bytes | None:
+    """None if there is no such file."""
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return None
+
+
+def holds(path: Path, data: bytes) -> bool:
+    return content(path) == data
+
+
 def noise(size: int, seed: int = 0) -> bytes:
     """Bytes without repetition, the same ones for the same seed."""
     return hashlib.shake_128(seed.to_bytes(8, "big")).digest(size)

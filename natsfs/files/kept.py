@@ -6,7 +6,7 @@ import errno
 import fcntl
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,24 +54,45 @@ def find(root: Path, locks: ExitStack) -> list[KeptFile]:
 
     Raises OSError if `root` cannot be read; one that does not exist holds nothing.
     """
-    found: list[KeptFile] = []
-    paths: list[Path] = []
-    with suppress(FileNotFoundError):
-        paths = [path for path in (root / FAILED).iterdir() if path.suffix == DATA]
-    for path in paths:
+    failed, killed = _paths(root, locks)
+    found = [_kept(path, killed=True) for path in killed]
+    for path in failed:
         with suppress(FileNotFoundError):  # somebody else drops it
             found.append(_kept(path, killed=False))
+    return sorted(found, key=lambda kept: (kept.time_ns, kept.id))
+
+
+def count(root: Path) -> tuple[int, int]:
+    """How many files `find` gives, and what they take of the disk, in bytes. Raises OSError as `find` does."""
+    with ExitStack() as locks:
+        failed, killed = _paths(root, locks)
+        return len(failed) + len(killed), room([*failed, *killed])
+
+
+def room(paths: Iterable[Path]) -> int:
+    """What files take of the disk, in bytes."""
+    total = 0
+    for path in paths:
+        with suppress(FileNotFoundError):
+            total += path.stat().st_blocks * 512
+    return total
+
+
+def _paths(root: Path, locks: ExitStack) -> tuple[list[Path], list[Path]]:
+    """The content of failed commits, and of killed daemons."""
+    failed: list[Path] = []
+    killed: list[Path] = []
+    with suppress(FileNotFoundError):
+        failed = [path for path in (root / FAILED).iterdir() if path.suffix == DATA]
     for folder in sorted(root.glob(f"{MOUNT}*")):
         try:
             locks.enter_context(locked(folder, fcntl.LOCK_EX | fcntl.LOCK_NB))
-            paths = [path for path in folder.iterdir() if not path.suffix and path.stat().st_size]
+            killed += [path for path in folder.iterdir() if not path.suffix and path.stat().st_size]
         except OSError as error:
             # Of a mount that is alive, or removed in this moment.
             if error.errno not in (errno.EAGAIN, errno.ENOENT):
                 raise
-        else:
-            found += [_kept(path, killed=True) for path in paths]
-    return sorted(found, key=lambda kept: (kept.time_ns, kept.id))
+    return failed, killed
 
 
 def _kept(path: Path, *, killed: bool) -> KeptFile:

@@ -154,6 +154,17 @@ class Lagging(Proxy):
         return sift
 
 
+class Endless(Proxy):
+    """A bucket as large as one likes: of its listing nothing but the heartbeats arrive."""
+
+    def _answered(self) -> Callable[[bytes], bytes]:
+        frames = _Frames()
+        metadata = re.compile(rb"\$O\.[^.]+\.M\.")
+        return lambda data: b"".join(
+            frame for frame, subject, _ in frames.of(data) if not metadata.match(subject)
+        )
+
+
 class Gate(Proxy):
     """Keeps one metadata message of each bucket that it was told of, or the server's answer to it.
 

@@ -411,10 +411,15 @@ def test_a_purge_that_nobody_tells_of(
     trio.run(main)
 
 
-def made_again(client: Client, top: Path, mounted: Mount) -> None:
-    """The bucket becomes another one, where a stranger's `f` has the sequence that `f` had."""
+@pytest.fixture
+def made_again(unheard: tuple[Server, Client], mount: Mounter) -> Iterator[tuple[Client, Path]]:
+    """The mounted bucket has become another one, where a stranger's `f` has the sequence that `f` had."""
+    server, client = unheard
+    mounted = mount("/b", "purge_grace=0", server=server)
     mounted.allow("[Pp]ermissions [Vv]iolation|re-created or restored|changed meanwhile|are gone|interrupted")
     mounted.allow("replaced by somebody else|could not be|lost its content")
+    mounted.allow_failed()
+    top = mounted.path
     (top / "f").write_bytes(b"first")
     seq = client.info("b")["state"]["last_seq"]
     for number in range(5):
@@ -424,6 +429,9 @@ def made_again(client: Client, top: Path, mounted: Mount) -> None:
     client.create_bucket("b")
     client.put("b", "f", b"a stranger's")
     assert client.info("b")["state"]["last_seq"] == seq
+    yield client, top
+    # Whether data was put aside depends on who was first.
+    assert [problem for problem in mounted.finish() if not problem.startswith("umount ended")] == []
 
 
 CHANGES: dict[str, Callable[[Path], object]] = {
@@ -443,11 +451,6 @@ def synced(path: Path, change: Callable[[], object]) -> None:
 def overwrite(path: Path) -> None:
     with opened(path, os.O_RDWR) as fd:
         os.pwrite(fd, b"F", 0)
-
-
-def ended(mounted: Mount) -> None:
-    """Whether data was put aside depends on who was first."""
-    assert [problem for problem in mounted.finish() if not problem.startswith("umount ended")] == []
 
 
 def the_stranger_is_safe(client: Client, top: Path, change: str) -> None:
@@ -471,40 +474,26 @@ def the_stranger_is_safe(client: Client, top: Path, change: str) -> None:
 @pytest.mark.semantics("restored-stores")
 @pytest.mark.parametrize("change", CHANGES)
 def test_a_bucket_made_again_unheard_shows_by_the_next_acknowledgement(
-    unheard: tuple[Server, Client], mount: Mounter, change: str
+    made_again: tuple[Client, Path], change: str
 ) -> None:
     """A new file gets a sequence that the mount knows already: from then on nothing known is trusted."""
-    server, client = unheard
-    mounted = mount("/b", "purge_grace=0", server=server)
-    mounted.allow_failed()
-    made_again(client, mounted.path, mounted)
-    (mounted.path / "new").write_bytes(b"new")
+    client, top = made_again
+    (top / "new").write_bytes(b"new")
     assert client.read("b", "new") == b"new"
-    the_stranger_is_safe(client, mounted.path, change)
-    ended(mounted)
+    the_stranger_is_safe(client, top, change)
 
 
 @pytest.mark.semantics("restored-stores")
 @pytest.mark.parametrize("change", ["chmod", "rename"])
-def test_a_bucket_made_again_unheard_falls_silent(
-    unheard: tuple[Server, Client], mount: Mounter, change: str
-) -> None:
+def test_a_bucket_made_again_unheard_falls_silent(made_again: tuple[Client, Path], change: str) -> None:
     """When its watch has missed a heartbeat a change asks the leader first."""
-    server, client = unheard
-    mounted = mount("/b", "purge_grace=0", server=server)
-    mounted.allow_failed()
-    made_again(client, mounted.path, mounted)
+    client, top = made_again
     time.sleep(1.7)  # the watch itself notices after three seconds, and then all is well anyway
-    the_stranger_is_safe(client, mounted.path, change)
-    ended(mounted)
+    the_stranger_is_safe(client, top, change)
 
 
 @pytest.mark.semantics("restored-stores")
-def test_a_rename_right_into_a_bucket_made_again(unheard: tuple[Server, Client], mount: Mounter) -> None:
+def test_a_rename_right_into_a_bucket_made_again(made_again: tuple[Client, Path]) -> None:
     """Its new name would lead to content that is not there: it is taken back, and the old name is nobody's prey."""
-    server, client = unheard
-    mounted = mount("/b", "purge_grace=0", server=server)
-    mounted.allow_failed()
-    made_again(client, mounted.path, mounted)
-    the_stranger_is_safe(client, mounted.path, "rename")
-    ended(mounted)
+    client, top = made_again
+    the_stranger_is_safe(client, top, "rename")

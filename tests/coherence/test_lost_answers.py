@@ -18,7 +18,8 @@ from tests.mount.test_exchange import exchange
 from tests.support import Client, Mount, Mounter, Server, noise, until
 
 Objects = dict[str, bytes]
-FIRST, SECOND, THEIRS = noise(300_000, 1), noise(200_000, 2), noise(150_000, 3)
+# More than one chunk; the others are small, since there are hundreds of them.
+FIRST, SECOND, THEIRS = noise(140_000, 1), noise(20_000, 2), noise(15_000, 3)
 THEIR_CHANGES = (("", ""), ("put", "old"), ("delete", "new"), ("put", "new"), ("delete", "old"))
 
 
@@ -231,19 +232,15 @@ def ended(cases: list[Case]) -> None:
 
 def settled(cases: list[Case], mounted: Mount, client: Client) -> None:
     """Every bucket holds, and shows, what it may."""
-
-    def problems() -> list[str]:
-        return [problem for case in cases if (problem := case.problem(mounted, client))]
-
     found: list[str] = []
 
     def fine() -> bool:
-        found[:] = problems()
+        found[:] = [problem for case in cases if (problem := case.problem(mounted, client))]
         return not found
 
     with contextlib.suppress(AssertionError):
         until(fine, 10)
-    assert problems() == []
+    assert found == []
 
 
 def unmounted(mounted: Mount) -> None:

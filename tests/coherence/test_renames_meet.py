@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import threading
@@ -96,6 +97,22 @@ def agree(slow: Mount, other: Mount, client: Client, bucket: str, expected: dict
         assert {str(one.relative_to(path)) for one in path.rglob("*") if one.is_file()} == expected.keys()
 
 
+@contextlib.contextmanager
+def renaming(pair: tuple[Mount, Mount], proxy: Proxy) -> Iterator[Callable[[], int | None]]:
+    """`f` to `g`: others see the new name, and the removal of the old one waits for the call, which gives the errno."""
+    slow, other = pair
+    with proxy.holding(TOMBSTONE) as hold:
+        rename = Call(lambda: (slow.path / "f").rename(slow.path / "g"))
+        assert hold.holds.wait(10)
+        until(lambda: content(other.path / "g") == "f")
+
+        def ended() -> int | None:
+            hold.release()
+            return rename.ended()
+
+        yield ended
+
+
 @pytest.mark.semantics("renames-over-one-name")
 def test_a_file_that_is_renamed_back_at_once(
     pair: tuple[Mount, Mount], proxy: Proxy, client: Client, bucket: str
@@ -103,13 +120,9 @@ def test_a_file_that_is_renamed_back_at_once(
     """The first rename's end must not bury what the second one has made."""
     slow, other = pair
     fill(slow, other, "f")
-    with proxy.holding(TOMBSTONE) as hold:
-        rename = Call(lambda: (slow.path / "f").rename(slow.path / "g"))
-        assert hold.holds.wait(10)
-        until((other.path / "g").exists)
+    with renaming(pair, proxy) as ended:
         (other.path / "g").rename(other.path / "f")
-        hold.release()
-        assert rename.ended() == 0
+        assert ended() == 0
     agree(slow, other, client, bucket, {"f": "f"})
 
 
@@ -120,14 +133,10 @@ def test_what_a_failed_rename_had_replaced_is_not_lost(
     """Its source was removed meanwhile, and what stood under its target for a moment was renamed on."""
     slow, other = pair
     fill(slow, other, "f", "g")
-    with proxy.holding(TOMBSTONE) as hold:
-        rename = Call(lambda: (slow.path / "f").rename(slow.path / "g"))
-        assert hold.holds.wait(10)
-        until(lambda: (other.path / "g").read_text() == "f")
+    with renaming(pair, proxy) as ended:
         (other.path / "f").unlink()
         (other.path / "g").rename(other.path / "h")
-        hold.release()
-        assert rename.ended() == errno.ENOENT
+        assert ended() == errno.ENOENT
     agree(slow, other, client, bucket, {"g": "g", "h": "f"})
 
 
@@ -138,13 +147,9 @@ def test_the_same_rename_elsewhere(
     """The one that comes too late takes nothing back of what the other one has done."""
     slow, other = pair
     fill(slow, other, "f")
-    with proxy.holding(TOMBSTONE) as hold:
-        rename = Call(lambda: (slow.path / "f").rename(slow.path / "g"))
-        assert hold.holds.wait(10)
-        until((other.path / "g").exists)
+    with renaming(pair, proxy) as ended:
         (other.path / "f").rename(other.path / "g")
-        hold.release()
-        assert rename.ended() in (errno.ENOENT, errno.ESTALE)
+        assert ended() in (errno.ENOENT, errno.ESTALE)
     agree(slow, other, client, bucket, {"g": "f"})
 
 

@@ -88,72 +88,50 @@ class Go(Writer):
         )
 
 
-class ViaPython(Writer):
+class ViaClient(Writer):
+    client: Python | Rust | JavaScript
+
+    def put(self, bucket: str, name: str, data: bytes) -> None:
+        self.client.put(bucket, name, data)
+
+    def delete(self, bucket: str, name: str) -> None:
+        self.client.delete(bucket, name)
+
+    def change(self, bucket: str, name: str) -> None:
+        self.client.update(bucket, name, DESCRIPTION)
+
+    def close(self) -> None:
+        self.client.close()
+
+
+class ViaPython(ViaClient):
     """nats-py: it has no links, and its rename always fails."""
 
     def __init__(self, server: Server, mount: Path) -> None:
         super().__init__(server, mount)
         self.client = Python(server.url)
 
-    def put(self, bucket: str, name: str, data: bytes) -> None:
-        self.client.put(bucket, name, data)
 
-    def delete(self, bucket: str, name: str) -> None:
-        self.client.delete(bucket, name)
+class ViaFullClient(ViaClient):
+    client: Rust | JavaScript
 
-    def change(self, bucket: str, name: str) -> None:
-        self.client.update(bucket, name, DESCRIPTION)
+    def rename(self, bucket: str, old: str, new: str) -> None:
+        self.client.rename(bucket, old, new)
 
-    def close(self) -> None:
-        self.client.close()
+    def link(self, bucket: str, target: str, name: str) -> None:
+        self.client.link(bucket, target, name)
 
 
-class ViaRust(Writer):
+class ViaRust(ViaFullClient):
     def __init__(self, server: Server, mount: Path) -> None:
         super().__init__(server, mount)
         self.client = Rust(server.url)
 
-    def put(self, bucket: str, name: str, data: bytes) -> None:
-        self.client.put(bucket, name, data)
 
-    def delete(self, bucket: str, name: str) -> None:
-        self.client.delete(bucket, name)
-
-    def change(self, bucket: str, name: str) -> None:
-        self.client.update(bucket, name, DESCRIPTION)
-
-    def rename(self, bucket: str, old: str, new: str) -> None:
-        self.client.rename(bucket, old, new)
-
-    def link(self, bucket: str, target: str, name: str) -> None:
-        self.client.link(bucket, target, name)
-
-    def close(self) -> None:
-        self.client.close()
-
-
-class ViaJavaScript(Writer):
+class ViaJavaScript(ViaFullClient):
     def __init__(self, server: Server, mount: Path) -> None:
         super().__init__(server, mount)
         self.client = JavaScript(server.url)
-
-    def put(self, bucket: str, name: str, data: bytes) -> None:
-        self.client.put(bucket, name, data)
-
-    def delete(self, bucket: str, name: str) -> None:
-        self.client.delete(bucket, name)
-
-    def change(self, bucket: str, name: str) -> None:
-        self.client.update(bucket, name, DESCRIPTION)
-
-    def rename(self, bucket: str, old: str, new: str) -> None:
-        self.client.rename(bucket, old, new)
-
-    def link(self, bucket: str, target: str, name: str) -> None:
-        self.client.link(bucket, target, name)
-
-    def close(self) -> None:
-        self.client.close()
 
 
 WRITERS: dict[str, type[Writer]] = {

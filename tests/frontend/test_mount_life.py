@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import errno
+import fcntl
 import json
 import os
 import re
@@ -19,7 +20,7 @@ from pathlib import Path
 import nkeys
 import pytest
 
-from natsfs import helper, mounttable, registry
+from natsfs import helper, libc, mounttable, registry
 from tests.frontend.conftest import (
     JETSTREAM,
     ConfiguredServer,
@@ -274,6 +275,60 @@ def test_the_command_is_killed_while_it_waits(
     command.communicate(timeout=30)
     until(lambda: not leftovers(mountpoint))
     assert "is mounted at" in (natsfs.home / "log").read_text()
+
+
+EARLY = """\
+import sys
+
+if "daemon" in sys.orig_argv:
+    from natsfs import handshake, libc
+
+    finish = handshake.Handshake.finish
+
+    def late(self):
+        for flags in FLAGS:
+            try:
+                libc.umount(sys.orig_argv[-1], flags)
+            except OSError:
+                pass
+        finish(self)
+
+    handshake.Handshake.finish = late
+"""
+
+
+@pytest.mark.parametrize("foreground", [[], ["-f"]])
+@pytest.mark.parametrize("flags", [(libc.MNT_DETACH,), (libc.MNT_FORCE, libc.MNT_DETACH)])
+def test_unmounted_before_the_first_answer(
+    natsfs: Natsfs,
+    mountpoint: Path,
+    plain_server: ConfiguredServer,
+    tmp_path: Path,
+    foreground: list[str],
+    flags: tuple[int, ...],
+) -> None:
+    """By somebody who is faster than the daemon; with MNT_FORCE the kernel does not take the answer either."""
+    (tmp_path / "early").mkdir()
+    (tmp_path / "early" / "sitecustomize.py").write_text(EARLY.replace("FLAGS", repr(flags)))
+    arguments: list[str | Path] = [
+        *foreground,
+        "-o",
+        f"log_file={natsfs.home}/log",
+        plain_server.url,
+        mountpoint,
+    ]
+    python_path = f"{natsfs.environ['PYTHONPATH']}:{tmp_path}/early"
+    result = natsfs("mount", *arguments, environ={"PYTHONPATH": python_path})
+    if foreground:
+        assert (result.status, "Traceback" in result.err) == (0, False)
+    else:
+        assert (result.status, result.error) == (
+            1,
+            f"the mount at {mountpoint} was taken down before it was ready",
+        )
+    text = (natsfs.home / "log").read_text()
+    assert f"the mount at {mountpoint} was taken down before it was ready" in text
+    assert not re.search("WARNING|ERROR|Traceback", text), text
 
 
 # --- credentials ---
@@ -607,6 +662,33 @@ def test_what_could_not_be_saved_is_told_by_umount(
     assert (mountpoint / "copy").read_bytes() == b"data"
     # Told once, and not kept.
     assert "not mounted" in natsfs("umount", mountpoint).error
+
+
+@pytest.mark.semantics("kept-is-told")
+def test_a_mount_tells_what_is_kept(natsfs: Natsfs, mountpoint: Path, plain_server: ConfiguredServer) -> None:
+    """Of failed commits and of daemons that were killed; not what another mount works on, nor empty files."""
+    spool = natsfs.home / "spool"
+    for path in ("failed/A.data", "mount-1/B", "mount-2/C"):
+        (spool / path).parent.mkdir(parents=True, exist_ok=True)
+        (spool / path).write_bytes(bytes(10_000))
+    (spool / "failed" / "A.json").touch()
+    (spool / "mount-1" / "D").touch()
+    command = f"natsfs recover --spool-dir {spool}"
+    alive = os.open(spool / "mount-2", os.O_RDONLY)
+    try:
+        fcntl.flock(alive, fcntl.LOCK_EX)
+        result = natsfs.mount(plain_server.url, mountpoint)
+    finally:
+        os.close(alive)
+    told = rf"2 files that could not be stored, 2\dK on the disk, are kept in {spool}; to list: {command}"
+    assert re.fullmatch(f"note: {told}", result.error)
+    assert result.status == 0
+    assert natsfs("umount", mountpoint).status == 0
+    assert re.search(told, (natsfs.home / "log").read_text())
+    assert natsfs("recover", "--spool-dir", spool, "--all", "--remove").status == 0
+    result = natsfs.mount(plain_server.url, mountpoint)
+    assert (result.status, result.err) == (0, "")
+    assert natsfs("umount", mountpoint).status == 0
 
 
 # --- in the foreground, as a service ---

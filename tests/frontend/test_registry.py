@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -110,7 +111,7 @@ def test_candidates() -> None:
     assert registry.candidates(7, "/run/user/7") == [
         "/run/user/7/natsfs",
         "/run/user/7/natsfs",
-        "/tmp/natsfs-7",
+        f"{tempfile.gettempdir()}/natsfs-7",
     ]
     assert registry.candidates(7, "relative")[0] == "/run/user/7/natsfs"
 

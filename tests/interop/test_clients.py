@@ -9,21 +9,10 @@ from pathlib import Path
 import pytest
 
 from tests.interop.clients import JavaScript, Other
-from tests.support import CHUNK, Client, Mount, digest_of, noise, opened, until
+from tests.support import CHUNK, Client, Mount, content, digest_of, holds, noise, opened, until
 
 SIZES = [0, 1, CHUNK - 1, CHUNK, CHUNK + 1, 1_000_000, 5_000_000]
 NAMES = ["plain", "with space/and/slashes", "ÿé in Latin-1", "emoji 🐘", "new\nline"]
-
-
-def content(path: Path) -> bytes | None:
-    try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        return None
-
-
-def holds(path: Path, data: bytes) -> bool:
-    return content(path) == data
 
 
 def usable(other: Other, name: str) -> bool:

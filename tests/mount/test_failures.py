@@ -419,13 +419,15 @@ def test_a_damaged_object(bucket: str, mount: Mounter, client: Client) -> None:
 
 
 def test_a_full_spool(bucket: str, mount: Mounter, client: Client) -> None:
-    """-o spool_size: writing more than that is ENOSPC, and the mount works on."""
+    """-o spool_size: writing more than that is ENOSPC, the log says of what, and the mount works on."""
     mounted = mount(f"/{bucket}", "spool_size=2M")
-    mounted.allow("spool")
     with opened(mounted.path / "f", os.O_WRONLY | os.O_CREAT) as fd:
         with raises(errno.ENOSPC):
             for _ in range(4):
                 os.write(fd, bytes(1_000_000))
+        full = f"nothing can be written in {mounted.spool}: the spool is full"
+        assert full in mounted.log.read_text()
+        mounted.allow(full)
         os.ftruncate(fd, 1000)
     (mounted.path / "g").write_bytes(noise(1_500_000))
     assert client.read(bucket, "g") == noise(1_500_000)

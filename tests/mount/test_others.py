@@ -13,18 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import Client, Mount, Mounter, Server, noise, opened, raises, run, until
-
-
-def content(path: Path) -> bytes | None:
-    try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        return None
-
-
-def holds(path: Path, data: bytes) -> bool:
-    return content(path) == data
+from tests.support import Client, Mount, Mounter, Server, content, holds, noise, opened, raises, run, until
 
 
 @pytest.mark.semantics("changes-by-others-show")

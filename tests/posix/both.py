@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis.stateful import RuleBasedStateMachine, run_state_machine_as_test
+
 
 def told(call: Callable[..., Any], *args: Any, **more: Any) -> Any:
     """What a call returns, or the name of its errno."""
@@ -15,6 +18,21 @@ def told(call: Callable[..., Any], *args: Any, **more: Any) -> Any:
         return call(*args, **more)
     except OSError as error:
         return errno.errorcode[error.errno or 0]
+
+
+def run_machine(machine: type[RuleBasedStateMachine], examples: int) -> None:
+    """Random sequences of calls; to shrink a failure takes longer than a test may."""
+    run_state_machine_as_test(
+        machine,
+        settings=settings(
+            max_examples=examples,
+            stateful_step_count=40,
+            deadline=None,
+            print_blob=True,
+            phases=(Phase.explicit, Phase.reuse, Phase.generate),
+            suppress_health_check=list(HealthCheck),
+        ),
+    )
 
 
 def report(differences: Iterable[str]) -> None:

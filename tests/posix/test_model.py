@@ -12,18 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import (
-    RuleBasedStateMachine,
-    invariant,
-    precondition,
-    rule,
-    run_state_machine_as_test,
-)
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from tests.posix import libc
-from tests.posix.both import told
+from tests.posix.both import run_machine, told
 
 _numbers = itertools.count(1)
 
@@ -288,18 +281,4 @@ class Comparison(RuleBasedStateMachine):
 def test_random_calls(folder: Path, tmp_path: Path) -> None:
     """Results, errors, contents and attributes are those of a local directory, whatever is called in which order."""
     Comparison.local_top, Comparison.mounted_top = tmp_path, folder
-    run_state_machine_as_test(
-        Comparison,
-        settings=settings(
-            max_examples=60,
-            stateful_step_count=40,
-            deadline=None,
-            print_blob=True,
-            phases=(
-                Phase.explicit,
-                Phase.reuse,
-                Phase.generate,
-            ),  # to shrink a failure takes longer than a test may
-            suppress_health_check=list(HealthCheck),
-        ),
-    )
+    run_machine(Comparison, 60)

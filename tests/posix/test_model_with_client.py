@@ -11,10 +11,10 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_state_machine_as_test
+from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
 
+from tests.posix.both import run_machine
 from tests.support import Client, Mounter, until
 
 _numbers = itertools.count(1)
@@ -258,21 +258,7 @@ def test_random_calls_and_another_client(bucket: str, mount: Mounter, client: Cl
     mounted.allow("could not be committed|was replaced by somebody else meanwhile|chunks of .* are gone")
     WithClient.folder, WithClient.bucket, WithClient.client = mounted.path, bucket, client
     WithClient.refused = WithClient.lost = 0
-    run_state_machine_as_test(
-        WithClient,
-        settings=settings(
-            max_examples=40,
-            stateful_step_count=40,
-            deadline=None,
-            print_blob=True,
-            phases=(
-                Phase.explicit,
-                Phase.reuse,
-                Phase.generate,
-            ),  # to shrink a failure takes longer than a test may
-            suppress_health_check=list(HealthCheck),
-        ),
-    )
+    run_machine(WithClient, 40)
     # What was built on content that the other client has replaced was put aside. Of one failed commit every handle of
     # the file hears, also those that nothing was written through.
     assert WithClient.lost <= len(mounted.failed()) <= WithClient.refused
