@@ -100,7 +100,7 @@ class File:
         # Commits that failed, for the handles that have not heard of them, and why the last one did.
         self.failures = 0
         self.last_error: StoreError | None = None
-        self.pace = Pace(trio.current_time())
+        self.pace = Pace(time.monotonic())
 
     # --- the version below ------------------------------------------------------------------------------------
 
@@ -222,7 +222,7 @@ class File:
         self.inode.size = overlay.size
         self.dirty = True
         self._generation += 1
-        self.pace.wrote(trio.current_time())
+        self.pace.wrote(time.monotonic())
         self._touch()
 
     def _touch(self) -> None:
@@ -442,7 +442,7 @@ class File:
         # The new version's bytes are those of the overlay, so what is in the spool stays good as a cache of it; and
         # what shows through from below stays the same, at the same offsets.
         self._set_base(meta)
-        self.pace.committed(size, trio.current_time())
+        self.pace.committed(size, time.monotonic())
         self.builds_on_base = bool(overlay.size)
         if self._appended_from is not None:
             self._appended_from = size

@@ -212,7 +212,7 @@ class Files:
         """A file that nobody closes is committed now and then; whoever it fails for hears of it at a close or fsync."""
         while True:
             await trio.sleep(LOOK)
-            now = trio.current_time()
+            now = time.monotonic()
             for file in list(self._files.values()):
                 inode = file.inode
                 mounted = self.volume.buckets.get(inode.bucket.name) if inode.bucket is not None else None
