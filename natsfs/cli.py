@@ -41,7 +41,8 @@ Options for -o, with [defaults]:
 
 _RECOVER_DESCRIPTION = """\
 Lists what mounts could not store, each in a line: ID, time, size, name, and why. That is content whose close() or
-fsync() failed, and what a daemon had not saved when it was killed; not what a running mount works on.
+fsync() failed, and what a daemon had not saved when it was killed, small writes of its last second excepted; not
+what a running mount works on.
 
   natsfs recover                     lists it
   natsfs recover ID --to DIR         copies it out, under its name

@@ -129,6 +129,8 @@ def details(kept: KeptFile) -> Iterator[str]:
         yield f"  bytes of the stored version {kept.manifest.base.nuid}: {ranges_text(content.kept)}"
     if content.unsure:
         yield f"  {_unsure_text(content.unsure)}"
+    if content.lost:
+        yield f"  {_lost_text(content.lost)}"
 
 
 def name(kept: KeptFile) -> str:
@@ -175,6 +177,10 @@ def _unsure_text(unsure: Sequence[Range]) -> str:
         f"bytes {ranges_text(unsure)} were being written when the daemon was killed: "
         "a zero there may stand for a byte of the version before"
     )
+
+
+def _lost_text(lost: Sequence[Range]) -> str:
+    return f"bytes {ranges_text(lost)} are zeros in the copy: the disk of the spool did not take them"
 
 
 def _printable(text: str) -> str:
@@ -244,6 +250,8 @@ def _copy(kept: KeptFile, path: Path, request: Request) -> list[str]:
                 )
         if kept.content.unsure:
             problems.append(f"{path} may not be whole: {_unsure_text(kept.content.unsure)}")
+        if kept.content.lost:
+            problems.append(f"{path} is not whole: {_lost_text(kept.content.lost)}")
         spooled.set_attributes(kept, fd)
     return problems
 

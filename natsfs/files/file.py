@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import errno
 import logging
-import os
 import random
 import time
 from dataclasses import replace
@@ -36,7 +35,7 @@ from natsfs.files.pace import Pace
 from natsfs.files.reader import Sequence, Version
 from natsfs.files.spool import SpoolFile
 from natsfs.locks import Lock
-from natsfs.store.publish import Uploaded, small
+from natsfs.store.publish import BLOCK, Uploaded, small, spooled
 from natsfs.store.segments import Spooled, Zeros
 from natsfs.store.store import StoreUpload
 
@@ -54,12 +53,10 @@ REBASES = 100  # at moving what was appended onto the version that another write
 ATTEMPTS = 10  # at a commit that others' commits of the same name keep overtaking
 
 
-def _spooled(overlay: Overlay, spool: SpoolFile, size: int) -> bytes:
+def _whole(overlay: Overlay, spool: SpoolFile, size: int) -> bytes:
     """The whole content of a file that shows nothing of a version below."""
     return b"".join(
-        os.pread(spool.fd, s.end - s.start, s.start).ljust(s.end - s.start, b"\0")
-        if isinstance(s, Spooled)
-        else bytes(s.end - s.start)
+        spooled(spool.read, s.start, s.end) if isinstance(s, Spooled) else bytes(s.end - s.start)
         for s in overlay.segments(0, size)
     )
 
@@ -103,7 +100,7 @@ class File:
         # Commits that failed, for the handles that have not heard of them, and why the last one did.
         self.failures = 0
         self.last_error: StoreError | None = None
-        self.pace = Pace(trio.current_time())
+        self.pace = Pace(time.monotonic())
 
     # --- the version below ------------------------------------------------------------------------------------
 
@@ -148,7 +145,7 @@ class File:
             match segment:
                 case Spooled(start, end):
                     # A truncation may have come between; whatever follows has to stay at its offset.
-                    parts.append(os.pread(spool.fd, end - start, start).ljust(end - start, b"\0"))
+                    parts.append(spool.read(start, end).ljust(end - start, b"\0"))
                 case Zeros(start, end):
                     parts.append(bytes(end - start))
                 case _:
@@ -177,10 +174,8 @@ class File:
         if append and at != offset:
             # The kernel has put these bytes where it took the end to be; others have appended since.
             self._volume.notifier.send([ContentChanged(self.inode.ino)])
-        before = overlay.written
         start, end = at, at + len(data)
-        covered = sum(s.end - s.start for s in overlay.segments(start, end) if isinstance(s, Spooled))
-        spool.write(data, at, before, before + len(data) - covered)
+        spool.write(data, start, overlay.missing(start, end))
         front = overlay.front
         overlay.write(start, end)
         self._changed(overlay)
@@ -213,11 +208,12 @@ class File:
             self._appended_from = 0
         elif size != self.inode.size or not size:
             self._appended_from = None
-        before = overlay.written
         if self._upload is not None and size < self._taken:
             self._no_early = True
+        before = overlay.written
+        spool.truncate(size)
         overlay.truncate(size)
-        spool.truncate(size, before, overlay.written)
+        spool.account(overlay.written - before)
         if overlay.kept == 0:
             self.builds_on_base = False
         self._changed(overlay)
@@ -226,7 +222,7 @@ class File:
         self.inode.size = overlay.size
         self.dirty = True
         self._generation += 1
-        self.pace.wrote(trio.current_time())
+        self.pace.wrote(time.monotonic())
         self._touch()
 
     def _touch(self) -> None:
@@ -251,7 +247,7 @@ class File:
             assert self._spool is not None
             if self._upload is None:
                 self._upload, self._taken = self._volume.store.new_upload(self.inode.bucket.name), 0
-            upload, fd = self._upload, self._spool.fd
+            upload, read = self._upload, self._spool.read
             while (
                 not self._no_early
                 and not self._reading
@@ -263,7 +259,7 @@ class File:
                     break
                 # From now on, and not only once it was read, a write below `stop` makes the upload worthless.
                 self._taken = stop
-                await upload.append([Spooled(upload.position, stop)], fd)
+                await upload.append([Spooled(upload.position, stop)], read)
         except Exception as error:
             # The commit starts over from the spool and reports what is wrong; here it must not end the daemon.
             log.info("early publishing of %s stopped: %s", self.inode.name, error)
@@ -375,11 +371,9 @@ class File:
         try:
             at, end = start, old_overlay.size
             while at < end:
-                data = os.pread(old_spool.fd, min(end - at, 1024 * 1024), at)
-                if not data:
-                    raise StoreError("the spool file is shorter than what was appended")
-                place, before = current.size + at - start, overlay.written
-                spool.write(data, place, before, before + len(data))
+                data = spooled(old_spool.read, at, min(end, at + BLOCK))
+                place = current.size + at - start
+                spool.write(data, place, len(data))
                 overlay.write(place, place + len(data))
                 at += len(data)
         except BaseException:
@@ -414,7 +408,7 @@ class File:
             uploaded: Uploaded | None
             chunk_size = self._volume.store.chunk_size
             if at_once and self._upload is None and 0 < size <= min(AT_ONCE, chunk_size) and not overlay.kept:
-                uploaded = small(_spooled(overlay, spool, size), chunk_size)
+                uploaded = small(_whole(overlay, spool, size), chunk_size)
             else:
                 uploaded = await self._upload_content(overlay, spool, size)
             if uploaded is not None:
@@ -448,7 +442,7 @@ class File:
         # The new version's bytes are those of the overlay, so what is in the spool stays good as a cache of it; and
         # what shows through from below stays the same, at the same offsets.
         self._set_base(meta)
-        self.pace.committed(size, trio.current_time())
+        self.pace.committed(size, time.monotonic())
         self.builds_on_base = bool(overlay.size)
         if self._appended_from is not None:
             self._appended_from = size
@@ -475,7 +469,7 @@ class File:
                 self._upload, self._taken = self._volume.store.new_upload(catalog.name), 0
             upload = self._upload
             try:
-                await upload.append(overlay.segments(upload.position, size), spool.fd, base)
+                await upload.append(overlay.segments(upload.position, size), spool.read, base)
                 return await upload.finish()
             except ChunksGone:
                 await self._drop_upload()
@@ -595,6 +589,10 @@ class File:
         overlay, spool = self._overlay, self._spool
         if overlay is None or spool is None or not (spool.noted or (self.dirty and not self.inode.unlinked)):
             return
+        try:
+            spool.flush()
+        except OSError:
+            return  # what it would say is not on the disk
         # Where nothing shows of a version below, the spool file is the content, whatever else is written to it.
         name, modified = self.inode.name, spool.modified_ns
         told: object = name

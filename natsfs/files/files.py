@@ -212,7 +212,7 @@ class Files:
         """A file that nobody closes is committed now and then; whoever it fails for hears of it at a close or fsync."""
         while True:
             await trio.sleep(LOOK)
-            now = trio.current_time()
+            now = time.monotonic()
             for file in list(self._files.values()):
                 inode = file.inode
                 mounted = self.volume.buckets.get(inode.bucket.name) if inode.bucket is not None else None
@@ -224,13 +224,17 @@ class Files:
                             await file.commit(tentative=True)
 
     async def note_what_stays_open(self) -> None:
-        """What is not committed for more than a moment is described on the disk, for `natsfs recover`.
+        """What is not committed for more than a moment is on the disk, and described there, for `natsfs recover`.
 
         A file that is closed at once costs nothing.
         """
         waiting: list[File] = []
         while True:
             await trio.sleep(LOOK)
+            try:
+                self.volume.spool.flush()
+            except Exception:
+                log.exception("the spool was not written out")
             # Those that had no turn at the last look come first.
             waiting = waiting or list(self._files.values())
             end = perf_counter() + NOTING

@@ -87,6 +87,6 @@ def _fill(overlay: Overlay, spool: SpoolFile, at: int, data: bytes) -> None:
     """Where nothing was written meanwhile."""
     for segment in overlay.segments(at, at + len(data)):
         if isinstance(segment, Kept):
-            start, end, before = segment.start, segment.end, overlay.written
-            spool.write(data[start - at : end - at], start, before, before + end - start)
+            start, end = segment.start, segment.end
+            spool.write(data[start - at : end - at], start, end - start)
             overlay.write(start, end)

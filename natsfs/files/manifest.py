@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from natsfs.catalog.attributes import format_time, parse_time
@@ -25,7 +25,7 @@ class Manifest:
 
     `base` is the version that `Kept` segments belong to, `below` how much of it still shows. `options` are those of the
     mount that say how to log in to the server in `source`: names of files, never a secret. `segments` are None where
-    they are too many to be told.
+    they are too many to be told. Bytes that were `lost` could not be put aside, and are among the `Zeros`.
 
     A manifest is made when a commit has failed, with the `reason`, or from time to time as a note of what a daemon
     holds, in case that it is killed. A note has `modified_ns`, when its content was last written to, and says whether
@@ -47,6 +47,21 @@ class Manifest:
     time_ns: int
     modified_ns: int = 0
     saved: bool = False
+    lost: tuple[Range, ...] = ()
+
+    def without(self, start: int, end: int) -> Manifest:
+        """As it is where nothing of [start, end) is there, which had been written."""
+        parts: list[Segment] = []
+        for part in self.segments or ():
+            if not isinstance(part, Spooled) or part.end <= start or end <= part.start:
+                parts.append(part)
+                continue
+            if part.start < start:
+                parts.append(Spooled(part.start, start))
+            parts.append(Zeros(max(part.start, start), min(part.end, end)))
+            if end < part.end:
+                parts.append(Spooled(end, part.end))
+        return replace(self, segments=tuple(parts), lost=(*self.lost, (start, end)))
 
     def fits(self, modified_ns: int) -> bool:
         """Whether content that was last written to then is what a note speaks of, surely."""
@@ -72,6 +87,8 @@ class Manifest:
             data["base"] = {key: getattr(self.base, key) for key in _OF_BASE}
         if self.segments is not None:
             data["segments"] = [(type(s).__name__, s.start, s.end) for s in self.segments]
+        if self.lost:
+            data["lost"] = self.lost
         if self.modified_ns:
             data |= {"modified": self.modified_ns, "saved": self.saved}
         # For people; a note is made every second, and the short form takes a tenth of the time.
@@ -102,6 +119,7 @@ class Manifest:
                 time_ns=parse_time(data["time"]) or 0,
                 modified_ns=int(data.get("modified", 0)),
                 saved=bool(data.get("saved")),
+                lost=tuple((int(a), int(b)) for a, b in data.get("lost", ())),
             )
         except (LookupError, TypeError, ValueError, AttributeError) as error:
             raise ValueError(f"no manifest: {error!r}") from None
@@ -120,11 +138,13 @@ class Content:
     """What is known of content: its size, what it is made of, and where what was written may be mixed with zeros.
 
     In `unsure` ranges a byte that is not zero was written; one that is zero may as well be a byte of the version below.
+    What was `lost` has zeros in its place.
     """
 
     size: int
     segments: tuple[Segment, ...]
     unsure: tuple[Range, ...] = ()
+    lost: tuple[Range, ...] = ()
 
     @property
     def kept(self) -> tuple[Range, ...]:
@@ -144,7 +164,7 @@ def content_of(
     if manifest is None or (note and manifest.base is None):
         return whole
     if manifest.segments is not None and (not note or manifest.fits(modified_ns)):
-        return Content(manifest.size, manifest.segments)
+        return Content(manifest.size, manifest.segments, lost=manifest.lost)
     known = tuple((s.start, s.end) for s in manifest.segments or () if isinstance(s, Spooled))
     unsure = subtract(extents, known)
     size = max(size, manifest.size)

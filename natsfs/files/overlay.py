@@ -27,6 +27,11 @@ class Overlay:
     def write(self, start: int, end: int) -> None:
         if start >= end:
             return
+        self.size = max(self.size, end)
+        ends = self._ends
+        if ends and start == ends[-1]:  # it follows on the last one, as most writes do
+            ends[-1] = end
+            return
         # Extents that overlap or touch [start, end) melt into one with it.
         low = bisect.bisect_left(self._ends, start)
         high = bisect.bisect_right(self._starts, end)
@@ -35,7 +40,6 @@ class Overlay:
             end = max(end, self._ends[high - 1])
         self._starts[low:high] = [start]
         self._ends[low:high] = [end]
-        self.size = max(self.size, end)
 
     def truncate(self, size: int) -> None:
         self.kept = min(self.kept, size)
@@ -55,6 +59,12 @@ class Overlay:
     def written(self) -> int:
         """Bytes in extents: what the spool file really occupies, holes left out."""
         return sum(self._ends) - sum(self._starts)
+
+    def missing(self, start: int, end: int) -> int:
+        """How many bytes of [start, end) are in no extent."""
+        if not self._ends or start >= self._ends[-1]:
+            return end - start
+        return end - start - sum(s.end - s.start for s in self.segments(start, end) if isinstance(s, Spooled))
 
     @property
     def extents(self) -> int:

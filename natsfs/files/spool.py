@@ -3,6 +3,9 @@
 Each mount has a folder of its own in the spool directory, readable by its owner only. What could not be committed
 is moved to the folder ``failed`` with a manifest beside it. What stays uncommitted for a while has a note beside it in
 the mount's own folder, in case that the daemon is killed (`natsfs.files.manifest`).
+
+Small writes that follow on each other are gathered in memory, and written out together: at the latest by `Spool.flush`,
+once a second, and before anything else is written to the file. A kill so leaves what was written up to some moment.
 """
 
 from __future__ import annotations
@@ -25,6 +28,13 @@ log = logging.getLogger(__name__)
 
 SPARES = 16  # empty files that are kept for the next ones
 
+SMALL = 128 * 1024  # bytes; a write that has as many goes out at once
+TAIL = (
+    256 * 1024
+)  # bytes of a file that are gathered: one call for 64 writes of 4 KiB, which twice as many hardly betters
+PIECES = 1024  # writes that are gathered; IOV_MAX
+TAILS = 16 * 1024 * 1024  # bytes of all files together
+
 FAILED = "failed"
 MOUNT = "mount-"
 DATA = ".data"  # in `failed`; in the folder of a mount the name is a nuid alone
@@ -39,6 +49,8 @@ class Spool:
     def __init__(self, directory: str, limit: int) -> None:
         self.limit = limit
         self.used = 0
+        self.gathered = 0  # bytes in memory
+        self.gathering: set[SpoolFile] = set()
         self._spares: list[tuple[int, Path]] = []
         self._root = Path(directory)
         self.failed = self._root / FAILED
@@ -80,10 +92,11 @@ class Spool:
         path = self._folder / new_nuid()
         return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), path
 
-    def take_back(self, fd: int, path: Path) -> None:
-        """Of a file whose content nobody needs any more."""
+    def take_back(self, fd: int, path: Path, *, used: bool) -> None:
+        """Of a file whose content nobody needs any more; one that was not `used` is empty."""
         if len(self._spares) < SPARES:
-            os.ftruncate(fd, 0)
+            if used:
+                os.ftruncate(fd, 0)
             self._spares.append((fd, path))
         else:
             _remove(fd, path)
@@ -93,6 +106,16 @@ class Spool:
         if self.limit and amount > 0 and self.used + amount > self.limit:
             raise OSError(errno.ENOSPC, "the spool is full")
         self.used += amount
+
+    def flush(self) -> None:
+        """Write out what is gathered. Where the disk does not take it, the next write to that file hears of it."""
+        for file in list(self.gathering):
+            told = file.stuck
+            try:
+                file.flush()
+            except OSError as error:
+                if not told:
+                    log.warning("the spool folder %s does not take what was written: %s", self._folder, error)
 
     def close(self) -> None:
         """At the end of the mount; a folder that still holds something is left for the next one to find."""
@@ -149,41 +172,132 @@ def _remove(fd: int, path: Path) -> None:
 
 
 class SpoolFile:
-    """One file's uncommitted content, at its own offsets. Holes are real holes."""
+    """One file's uncommitted content, at its own offsets. Holes are real holes.
+
+    The last small writes are in memory: `_tail`, in all the bytes [`_start`, `_end`).
+    """
 
     def __init__(self, spool: Spool, fd: int, path: Path) -> None:
-        self.fd = fd
+        self._fd = fd
         self._spool = spool
         self._path = path
         self._reserved = 0
+        self._used = False  # whether the file on the disk may hold something
+        self._tail: list[bytes] = []
+        self._start = self._end = 0
+        self.stuck = False  # whether the tail could not be written out: then it takes no more
         self.noted: object = None  # what the note beside it says, for whoever makes it; None without one
 
-    def write(self, data: bytes, offset: int, written_before: int, written_after: int) -> None:
-        """`written_*`: the overlay's count of written bytes around this write, for the limit."""
-        self._account(written_after - written_before)
+    def write(self, data: bytes, offset: int, added: int) -> None:
+        """`added`: how many of these bytes had not been written before, for the limit.
+
+        Raises OSError, also for what is written out on this occasion; then nothing of `data` counts as written.
+        """
+        size, spool, tail = len(data), self._spool, self._tail
+        gather = size < SMALL and spool.gathered + size <= TAILS
+        if tail and not (
+            gather
+            and offset == self._end
+            and offset + size - self._start <= TAIL
+            and len(tail) < PIECES
+            and not self.stuck
+        ):
+            self.flush()
+        self.account(added)
+        if not gather:
+            try:
+                self._write_out(data, offset)
+            except OSError:
+                self.account(-added)
+                raise
+            return
+        if not tail:
+            self._start = offset
+            spool.gathering.add(self)
+        tail.append(data)
+        self._end = offset + size
+        spool.gathered += size
+
+    def _write_out(self, data: bytes, offset: int) -> None:
+        self._used = True
         view = memoryview(data)
         while view:
-            count = os.pwrite(self.fd, view, offset)
+            count = os.pwrite(self._fd, view, offset)
             view = view[count:]
             offset += count
 
-    def truncate(self, size: int, written_before: int, written_after: int) -> None:
-        os.ftruncate(self.fd, size)
-        self._account(written_after - written_before)
+    def flush(self) -> None:
+        """Write out what is gathered. Raises OSError; what the disk has not taken stays gathered."""
+        tail = self._tail
+        try:
+            while tail:
+                self._used = True
+                count = os.pwritev(self._fd, tail, self._start)
+                left = self._end - self._start - count
+                self._cut(self._start + count, b"".join(tail)[count:] if left else b"")
+        except OSError:
+            self.stuck = True
+            raise
 
-    def _account(self, amount: int) -> None:
+    def _cut(self, start: int, left: bytes) -> None:
+        """Of the tail is `left` what begins at `start`."""
+        self._spool.gathered -= self._end - self._start - len(left)
+        self._start, self._end = start, start + len(left)
+        self._tail[:] = [left] if left else []
+        if not left:
+            self.stuck = False
+            self._spool.gathering.discard(self)
+
+    def read(self, start: int, end: int) -> bytes:
+        """As os.pread: less than [start, end) where the file ends before."""
+        tail, first, last = self._tail, self._start, self._end
+        if not tail or start >= last:
+            return os.pread(self._fd, end - start, start)
+        before = b""
+        if start < first:
+            stop = min(end, first)
+            before = os.pread(self._fd, stop - start, start).ljust(stop - start, b"\0")
+            if end <= first:
+                return before
+        if len(tail) > 1:
+            tail[:] = [b"".join(tail)]
+        (gathered,) = tail
+        if start > first or end < last:
+            gathered = gathered[max(start - first, 0) : end - first]
+        behind = os.pread(self._fd, end - last, last) if end > last else b""
+        return b"".join((before, gathered, behind)) if before or behind else gathered
+
+    def truncate(self, size: int) -> None:
+        """Raises OSError; then the file is as it was."""
+        if self._tail and size < self._end:
+            # What is left of the tail is the end of the file, and is written out later.
+            self._set_size(min(size, self._start))
+            self._cut(self._start, b"".join(self._tail)[: max(size - self._start, 0)])
+        else:
+            self.flush()
+            self._set_size(size)
+
+    def _set_size(self, size: int) -> None:
+        if size or self._used:
+            self._used = True
+            os.ftruncate(self._fd, size)
+
+    def account(self, amount: int) -> None:
+        """For `amount` more bytes, which may be negative. Raises OSError(ENOSPC) over the limit."""
         self._spool.reserve(amount)
         self._reserved += amount
 
     @property
     def modified_ns(self) -> int:
-        return os.fstat(self.fd).st_mtime_ns
+        return os.fstat(self._fd).st_mtime_ns
 
     def discard(self) -> None:
+        self._cut(0, b"")
         self._spool.reserve(-self._reserved)
         self._reserved = 0
         self._remove_note()
-        self._spool.take_back(self.fd, self._path)
+        fd, self._fd = self._fd, -1
+        self._spool.take_back(fd, self._path, used=self._used)
 
     def note(self, manifest: Manifest, noted: object) -> None:
         """Say in the folder of the mount what this file holds; `noted` is kept. A disk that is full is no error."""
@@ -216,6 +330,18 @@ class SpoolFile:
 
     def keep(self, manifest: Manifest) -> Path:
         """Put the data aside for recovery; returns where it is now. On a full disk it stays where it is."""
+        try:
+            self.flush()
+        except OSError as error:
+            log.error(
+                "bytes %d-%d of %s are lost, the spool does not take them: %s",
+                self._start,
+                self._end - 1,
+                manifest.name,
+                error,
+            )
+            manifest = manifest.without(self._start, self._end)
+            self._cut(0, b"")
         failed = self._spool.failed
         target = failed / (self._path.name + DATA)
         try:
@@ -229,5 +355,6 @@ class SpoolFile:
             target = self._path
         self._spool.reserve(-self._reserved)
         self._reserved = 0
-        os.close(self.fd)
+        fd, self._fd = self._fd, -1
+        os.close(fd)
         return target

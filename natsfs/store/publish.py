@@ -6,7 +6,6 @@ import base64
 import hashlib
 import json
 import logging
-import os
 import re
 import time
 from collections import deque
@@ -23,7 +22,7 @@ from natsfs.errors import Conflict, Corrupt, TooLarge, Unreachable
 from natsfs.store.fetch import Fetcher
 from natsfs.store.jetstream import NOT_BEHIND, TOO_FAST, ApiError, api_error
 from natsfs.store.layout import Layout
-from natsfs.store.segments import Kept, Segment, Spooled, Zeros
+from natsfs.store.segments import Kept, Read, Segment, Spooled, Zeros
 from natsfs.store.watch import OP_HEADER
 from natsfs.store.wire import Answer, Wire, both, persist
 
@@ -99,8 +98,9 @@ class Base:
         return b"".join(chunks)[skip : skip + end - start]
 
 
-def _pread(fd: int, start: int, end: int) -> bytes:
-    data = os.pread(fd, end - start, start)
+def spooled(read: Read, start: int, end: int) -> bytes:
+    """Raises `Corrupt` if the spool file has less."""
+    data = read(start, end)
     if len(data) != end - start:
         raise Corrupt(f"the spool file is shorter than what was written to it: {len(data)} bytes at {start}")
     return data
@@ -130,11 +130,11 @@ class Upload:
         self.started = time.monotonic()
         self._generation = wire.generation
 
-    async def append(self, segments: list[Segment], fd: int, base: Base | None) -> None:
+    async def append(self, segments: list[Segment], read: Read, base: Base | None) -> None:
         """Take in `segments`, which follow on what was taken in before, and publish every full chunk."""
         await self._wire.up(self._limit)
         for segment, start in [(s, start) for s in segments for start in range(s.start, s.end, BLOCK)]:
-            block = await self._block(segment, start, min(start + BLOCK, segment.end), fd, base)
+            block = await self._block(segment, start, min(start + BLOCK, segment.end), read, base)
             self.position += len(block)
             if len(block) < THREAD:
                 self._sha.update(block)
@@ -147,10 +147,10 @@ class Upload:
                 )
 
     @staticmethod
-    async def _block(segment: Segment, start: int, end: int, fd: int, base: Base | None) -> bytes:
+    async def _block(segment: Segment, start: int, end: int, read: Read, base: Base | None) -> bytes:
         match segment:
             case Spooled():
-                return _pread(fd, start, end)
+                return spooled(read, start, end)
             case Zeros():
                 return bytes(end - start)
             case Kept():

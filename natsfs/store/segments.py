@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 
@@ -28,5 +29,8 @@ class Kept:
     start: int
     end: int
 
+
+# The bytes [start, end) of a spool file; less where it ends before.
+Read = Callable[[int, int], bytes]
 
 Segment = Spooled | Zeros | Kept

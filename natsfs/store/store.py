@@ -27,7 +27,7 @@ from natsfs.store.jetstream import NO_STORE, ApiError, NoResponders
 from natsfs.store.layout import Layout
 from natsfs.store.login import Login
 from natsfs.store.publish import HEADERS_ROOM, Base, Known, Publisher, Upload, Uploaded, paced
-from natsfs.store.segments import Segment
+from natsfs.store.segments import Read, Segment
 from natsfs.store.watch import OP_HEADER, BucketsChanged, Event, Suspect, Watch
 from natsfs.store.wire import Wire, persist
 
@@ -451,10 +451,10 @@ class StoreUpload:
         return self._upload.stored
 
     async def append(
-        self, segments: list[Segment], fd: int, base: tuple[Metadata, Layout] | None = None
+        self, segments: list[Segment], read: Read, base: tuple[Metadata, Layout] | None = None
     ) -> None:
         source = None if base is None else Base(self._store._fetcher, *base)
-        await self._upload.append(segments, fd, source)
+        await self._upload.append(segments, read, source)
 
     async def finish(self) -> Uploaded:
         """All chunks are stored and acknowledged. Raises what went wrong; `abort` is due then."""

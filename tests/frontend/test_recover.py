@@ -165,6 +165,19 @@ def test_what_is_missing_is_named(natsfs: Natsfs, spool: Path, tmp_path: Path) -
     assert (spool / "failed" / f"{FIRST}.json").exists()
 
 
+@pytest.mark.semantics("full-spool")
+def test_what_is_lost_is_named(natsfs: Natsfs, spool: Path, tmp_path: Path) -> None:
+    """The disk of the spool was full: zeros, the range, status 1, not removed."""
+    about = manifest("n", (Spooled(0, 10), Zeros(10, 12))).without(4, 10)
+    put_aside(spool, FIRST, b"mine", about)
+    lost = "bytes 4-9 are zeros in the copy: the disk of the spool did not take them"
+    assert lost in natsfs("recover", "--spool-dir", spool, FIRST).out
+    done = natsfs("recover", "--spool-dir", spool, FIRST, "--to", tmp_path / "f", "--remove")
+    assert (done.status, f"{tmp_path}/f is not whole: {lost}" in done.error) == (1, True)
+    assert (tmp_path / "f").read_bytes() == b"mine" + bytes(8)
+    assert (spool / "failed" / f"{FIRST}.json").exists()
+
+
 @pytest.mark.semantics("recover")
 def test_drops_what_was_named(natsfs: Natsfs, spool: Path, tmp_path: Path) -> None:
     done = natsfs("recover", "--spool-dir", spool, "--remove", FIRST, THIRD)

@@ -433,6 +433,64 @@ def test_a_full_spool(bucket: str, mount: Mounter, client: Client) -> None:
     assert client.read(bucket, "g") == noise(1_500_000)
 
 
+@pytest.fixture
+def tiny(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 1 MiB, for the spool of a mount in its parent."""
+    folder = tmp_path / "mount" / "spool"
+    folder.mkdir(mode=0o700, parents=True)
+    run("mount", "-t", "tmpfs", "-o", "size=1M,mode=700", "tmpfs", folder)
+    yield folder
+    subprocess.run(["umount", "-l", folder], check=True)
+
+
+@pytest.mark.semantics("full-spool")
+def test_a_full_disk_under_the_spool(tiny: Path, bucket: str, mount: Mounter, client: Client) -> None:
+    """A write gets ENOSPC, at the latest the one after those in memory; what was taken in is read, and stored."""
+    mounted = mount(f"/{bucket}", folder=tiny.parent)
+    mounted.allow("does not take what was written: .*No space left")
+    data = noise(2 * MEGABYTE)
+    with opened(mounted.path / "f", os.O_RDWR | os.O_CREAT) as fd:
+        size = 0
+        with raises(errno.ENOSPC):
+            while size < len(data):
+                size += os.write(fd, data[size : size + 4096])
+        assert size > 900_000
+        with raises(errno.ENOSPC):
+            os.write(fd, b"more")
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        assert os.pread(fd, len(data), 0) == data[:size]
+        os.fsync(fd)
+        assert client.read(bucket, "f") == data[:size]
+        os.ftruncate(fd, 10)
+        os.pwrite(fd, b"more", 10)
+    assert client.read(bucket, "f") == data[:10] + b"more"
+
+
+@pytest.mark.semantics("full-spool")
+def test_a_full_disk_and_a_store_that_refuses(
+    tiny: Path, bucket: str, mount: Mounter, client: Client
+) -> None:
+    """Then close says so. What the disk does not take of what was written at last is lost; the log names it."""
+    mounted = mount(f"/{bucket}", folder=tiny.parent)
+    mounted.allow("spool folder|are lost|cannot be described|sealed")
+    mounted.allow_failed()
+    data = noise(200_000)
+    with raises(errno.EROFS), opened(mounted.path / "f", os.O_WRONLY | os.O_CREAT) as fd:
+        os.write(fd, data[:100_000])
+        until(lambda: 100_000 in [path.stat().st_size for path in mounted.spooled()])
+        (tiny / "other").write_bytes(bytes((1 << 20) - 160_000))
+        client.change_bucket(bucket, sealed=True)
+        os.write(fd, data[100_000:])
+    (kept,) = [path for path in mounted.spooled() if not path.suffix]
+    front = kept.stat().st_size
+    assert 100_000 < front < len(data)
+    assert kept.read_bytes() == data[:front]
+    assert f"bytes {front}-{len(data) - 1} of f are lost" in mounted.log.read_text()
+    kept.unlink()
+    kept.with_suffix(".json").unlink(missing_ok=True)
+    (tiny / "other").unlink()
+
+
 @pytest.mark.semantics("own-changes")
 def test_many_threads_do_everything_at_once(folder: Path, shared: Mount, client: Client) -> None:
     """Eight threads create, rename, chmod, read and remove in one directory; the store agrees afterwards."""

@@ -17,7 +17,7 @@ MEGABYTE = 1 << 20
 SIZE = 3 * MEGABYTE
 CACHE = 16 * MEGABYTE
 # What docs/configuration.md says is on its way, the disk cache included, beside one MiB for each file in use here.
-ON_ITS_WAY = 3 * 16 * MEGABYTE
+ON_ITS_WAY = 4 * 16 * MEGABYTE
 FILES = 100
 # Of what Python's allocator and the C library keep for themselves when it was in use once.
 SLACK = 1.2

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import signal
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -229,3 +230,38 @@ def test_notes_go_with_what_they_are_of(shared: Mount, folder: Path) -> None:
         os.write(fd, b"x" * 1000)
         until(lambda: note_of(shared, "f"), limit=10)
     until(lambda: not note_of(shared, "f"))
+
+
+@pytest.mark.semantics("recover-after-a-kill")
+def test_small_writes_are_on_the_disk_soon(fresh_server: Server, mount: Mounter, tmp_path: Path) -> None:
+    """Of a file that waits for its commit, with a note or not yet, and of one without a name. A kill leaves them."""
+    client = fresh_server.client
+    client.create_bucket("b")
+    mounted = mount("/b", server=fresh_server)
+    mounted.allow(LOST)
+    data = noise(60_000)
+
+    def there(content: bytes) -> bool:
+        return [path.read_bytes() for path in mounted.spooled() if not path.suffix] == [content] * 2
+
+    fds = [os.open(mounted.path / name, os.O_RDWR | os.O_CREAT) for name in ("f", "gone")]
+    try:
+        (mounted.path / "gone").unlink()
+        fresh_server.stop()
+        for end in (30_000, 60_000):
+            for start in range(end - 30_000, end, 1000):
+                for fd in fds:
+                    os.pwrite(fd, data[start : start + 1000], start)
+            until(partial(there, data[:end]), limit=10)
+            until(lambda: note_of(mounted, "f"), limit=10)
+        os.kill(mounted.pid, signal.SIGKILL)
+        mounted.wait()
+    finally:
+        for fd in fds:
+            with contextlib.suppress(OSError):
+                os.close(fd)
+    recover(mounted, "--all", "--to", tmp_path / "out", "--remove")
+    assert sorted(path.read_bytes() for path in (tmp_path / "out").iterdir()) == [data] * 2
+    assert (tmp_path / "out" / "f").read_bytes() == data
+    fresh_server.start()
+    assert mounted.finish() == []

@@ -97,6 +97,26 @@ def test_what_is_known_of_content() -> None:
     assert not manifest(segments, modified_ns=10**18).fits(10**18)
 
 
+@given(ranges(), st.integers(0, SIZE - 1), st.integers(1, SIZE))
+def test_what_was_lost(written: tuple[Range, ...], start: int, size: int) -> None:
+    """Nothing else of what was written changes."""
+    overlay, end = Overlay(BASE.size), min(start + size, SIZE)
+    for extent in written:
+        overlay.write(*extent)
+    before = manifest(tuple(overlay.segments(0, overlay.size)), below=overlay.kept)
+    after = Manifest.decode(before.without(start, end).encode())
+    assert after.lost == ((start, end),)
+    segments = after.segments or ()
+    assert [s.start for s in segments] == [0, *(s.end for s in segments[:-1])]
+    assert all(s.start < s.end for s in segments)
+    lost, kept = set(range(start, end)), before.segments or ()
+    for kind in (Spooled, Kept):
+        had, has = (
+            positions(tuple((s.start, s.end) for s in of if isinstance(s, kind))) for of in (kept, segments)
+        )
+        assert has == (had - lost if kind is Spooled else had)
+
+
 @given(st.lists(st.tuples(st.integers(0, SIZE), st.integers(0, SIZE)), max_size=6), ranges(), st.booleans())
 def test_content_that_was_written_after_its_note(
     writes: list[tuple[int, int]], later: tuple[Range, ...], too_many: bool

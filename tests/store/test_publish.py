@@ -6,8 +6,6 @@ import base64
 import hashlib
 import os
 import signal
-import tempfile
-from collections.abc import Iterator
 
 import pytest
 import trio
@@ -41,20 +39,25 @@ def metadata(bucket: str, name: str, uploaded: Uploaded | None = None) -> Metada
     )
 
 
+class Content(bytearray):
+    """In place of a spool file."""
+
+    def read(self, start: int, end: int) -> bytes:
+        return bytes(self[start:end])
+
+
 @pytest.fixture
-def spool() -> Iterator[int]:
-    with tempfile.TemporaryFile() as file:
-        yield file.fileno()
+def spool() -> Content:
+    return Content()
 
 
 async def store_object(
-    store: Store, bucket: str, name: str, data: bytes, fd: int, piece: int = 0
+    store: Store, bucket: str, name: str, data: bytes, spool: Content, piece: int = 0
 ) -> Metadata:
-    os.ftruncate(fd, 0)
-    os.pwrite(fd, data, 0)
+    spool[:] = data
     upload = store.new_upload(bucket)
     for start in range(0, len(data), piece or max(1, len(data))):
-        await upload.append([Spooled(start, min(len(data), start + (piece or len(data))))], fd)
+        await upload.append([Spooled(start, min(len(data), start + (piece or len(data))))], spool.read)
     meta = metadata(bucket, name, await upload.finish())
     await store.publish(meta, Known(0), store.new_op())
     return meta
@@ -210,12 +213,10 @@ def test_small_objects_side_by_side(with_store: Stores, bucket: str, client: Cli
     async def work(store: Store, events: Events) -> None:
         async def disturb() -> None:
             upload = store.new_upload(bucket)
-            fd = os.memfd_create("noise")
-            os.pwrite(fd, noise(4_000_000), 0)
+            noises = Content(noise(4_000_000))
             for start in range(0, 4_000_000, 200_000):
-                await upload.append([Spooled(start, start + 200_000)], fd)
+                await upload.append([Spooled(start, start + 200_000)], noises.read)
             await upload.finish()
-            os.close(fd)
 
         with trio.fail_after(30):
             async with trio.open_nursery() as nursery:
@@ -259,7 +260,9 @@ def test_a_small_object_in_a_full_bucket(with_store: Stores, client: Client) -> 
 # --- chunks -------------------------------------------------------------------------------------------------------
 
 
-def test_an_upload_of_very_many_chunks(with_store: Stores, bucket: str, client: Client, spool: int) -> None:
+def test_an_upload_of_very_many_chunks(
+    with_store: Stores, bucket: str, client: Client, spool: Content
+) -> None:
     """More pieces than one system call takes."""
     data = noise(3_000_000)
     meta = with_store(lambda store, _: store_object(store, bucket, "o", data, spool), chunk_size=1024)
@@ -269,7 +272,9 @@ def test_an_upload_of_very_many_chunks(with_store: Stores, bucket: str, client: 
 
 @pytest.mark.parametrize("size", [1, CHUNK - 1, CHUNK, CHUNK + 1, 3 * CHUNK, 8 * CHUNK + 5, WINDOW * 3 + 7])
 @pytest.mark.parametrize("piece", [0, 1_000_003])
-def test_uploads(with_store: Stores, bucket: str, client: Client, spool: int, size: int, piece: int) -> None:
+def test_uploads(
+    with_store: Stores, bucket: str, client: Client, spool: Content, size: int, piece: int
+) -> None:
     data = noise(size, size)
     meta = with_store(lambda store, _: store_object(store, bucket, "o", data, spool, piece))
     assert meta.chunks == -(-size // CHUNK)
@@ -280,7 +285,7 @@ def test_uploads(with_store: Stores, bucket: str, client: Client, spool: int, si
 
 
 def test_an_upload_of_all_kinds_of_segments(
-    with_store: Stores, bucket: str, client: Client, spool: int
+    with_store: Stores, bucket: str, client: Client, spool: Content
 ) -> None:
     old = noise(5 * CHUNK + 100, 1)
     client.put(bucket, "old", old)
@@ -289,7 +294,7 @@ def test_an_upload_of_all_kinds_of_segments(
         base = await store.metadata(bucket, f"$O.{bucket}.M.{encode_subject('old')}")
         assert base is not None
         layout, _ = await store.layout(base)
-        os.pwrite(spool, b"n" * 1000, CHUNK - 500)
+        spool[:] = bytes(CHUNK - 500) + b"n" * 1000
         upload = store.new_upload(bucket)
         await upload.append(
             [
@@ -298,7 +303,7 @@ def test_an_upload_of_all_kinds_of_segments(
                 Kept(CHUNK + 500, 4 * CHUNK + 1),
                 Zeros(4 * CHUNK + 1, 7 * CHUNK),
             ],
-            spool,
+            spool.read,
             (base, layout),
         )
         await store.publish(metadata(bucket, "new", await upload.finish()), Known(0), store.new_op())
@@ -309,12 +314,12 @@ def test_an_upload_of_all_kinds_of_segments(
 
 
 def test_an_upload_that_is_given_up_leaves_nothing(
-    with_store: Stores, bucket: str, client: Client, spool: int
+    with_store: Stores, bucket: str, client: Client, spool: Content
 ) -> None:
     async def work(store: Store, events: Events) -> None:
-        os.pwrite(spool, noise(3 * CHUNK), 0)
+        spool[:] = noise(3 * CHUNK)
         upload = store.new_upload(bucket)
-        await upload.append([Spooled(0, 3 * CHUNK)], spool)
+        await upload.append([Spooled(0, 3 * CHUNK)], spool.read)
         await upload.abort()
 
     with_store(work)
@@ -322,7 +327,7 @@ def test_an_upload_that_is_given_up_leaves_nothing(
 
 
 def test_a_base_that_was_purged_fails_the_upload(
-    with_store: Stores, bucket: str, client: Client, spool: int
+    with_store: Stores, bucket: str, client: Client, spool: Content
 ) -> None:
     client.put(bucket, "old", noise(20 * CHUNK))
 
@@ -333,7 +338,7 @@ def test_a_base_that_was_purged_fails_the_upload(
         client.delete(bucket, "old")
         upload = store.new_upload(bucket)
         with pytest.raises(ChunksGone):
-            await upload.append([Kept(0, 20 * CHUNK)], spool, (base, layout))
+            await upload.append([Kept(0, 20 * CHUNK)], spool.read, (base, layout))
         await upload.abort()
 
     with_store(work)
@@ -341,15 +346,15 @@ def test_a_base_that_was_purged_fails_the_upload(
 
 
 @pytest.mark.semantics("errors-of-the-store")
-def test_a_full_bucket(with_store: Stores, bucket: str, client: Client, spool: int) -> None:
+def test_a_full_bucket(with_store: Stores, bucket: str, client: Client, spool: Content) -> None:
     client.change_bucket(bucket, max_bytes=1_000_000)
 
     async def work(store: Store, events: Events) -> None:
-        os.pwrite(spool, noise(20 * CHUNK), 0)
+        spool[:] = noise(20 * CHUNK)
         upload = store.new_upload(bucket)
 
         async def whole() -> None:
-            await upload.append([Spooled(0, 20 * CHUNK)], spool)
+            await upload.append([Spooled(0, 20 * CHUNK)], spool.read)
             await upload.finish()
 
         with pytest.raises(BucketFull):
@@ -361,19 +366,19 @@ def test_a_full_bucket(with_store: Stores, bucket: str, client: Client, spool: i
 
 
 def test_chunks_that_were_lost_before_the_end_are_noticed(
-    fresh_server: Server, with_store: Stores, spool: int
+    fresh_server: Server, with_store: Stores, spool: Content
 ) -> None:
     """The server goes away while an upload waits for its writer, and has lost some of its chunks when it is back."""
     client = fresh_server.client
     client.create_bucket("b")
 
     async def work(store: Store, events: Events) -> None:
-        os.pwrite(spool, noise(4 * CHUNK), 0)
+        spool[:] = noise(4 * CHUNK)
         upload = store.new_upload("b")
-        await upload.append([Spooled(0, 2 * CHUNK)], spool)
+        await upload.append([Spooled(0, 2 * CHUNK)], spool.read)
         with trio.fail_after(5):
             while upload.stored < 2 * CHUNK:
-                await upload.append([], spool)
+                await upload.append([], spool.read)
                 await trio.sleep(0.01)
                 if await store.prove("b", Uploaded(upload._upload.nuid, 0, 2, CHUNK, "")):
                     break
@@ -383,7 +388,7 @@ def test_chunks_that_were_lost_before_the_end_are_noticed(
         client.api("STREAM.PURGE.OBJ_b", {"filter": subject, "keep": 1})
 
         async def rest() -> None:
-            await upload.append([Spooled(2 * CHUNK, 4 * CHUNK)], spool)
+            await upload.append([Spooled(2 * CHUNK, 4 * CHUNK)], spool.read)
             await upload.finish()
 
         with pytest.raises(Unreachable):
@@ -405,7 +410,7 @@ def test_a_purge_takes_no_wildcard(with_store: Stores, bucket: str, client: Clie
     assert client.read(bucket, "o") == b"x"
 
 
-def test_uniform_layouts_are_what_uploads_make(with_store: Stores, bucket: str, spool: int) -> None:
+def test_uniform_layouts_are_what_uploads_make(with_store: Stores, bucket: str, spool: Content) -> None:
     async def work(store: Store, events: Events) -> None:
         meta = await store_object(store, bucket, "o", noise(30 * CHUNK + 9), spool)
         layout, _ = await store.layout(meta)
