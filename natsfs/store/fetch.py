@@ -253,7 +253,12 @@ class Fetcher:
                 seq = layout.seq(index)
                 if seq is None:
                     seq = await self._find(wire, bucket, subject, layout, index)
-                found = await attempt(wire, bucket, {"seq": seq, "next_by_subj": subject, "batch": count})
+                request: dict[str, Any] = {"seq": seq, "next_by_subj": subject}
+                # The server counts what follows for a batch, also for one of a single message. Among contiguous
+                # chunks the sequence says which one it is.
+                if count > 1 or layout.first is None:
+                    request["batch"] = count
+                found = await attempt(wire, bucket, request)
                 data = [chunk for chunk in found if chunk.data]
                 if len(data) < count and len(found) == count and layout.starts is not None:
                     # Empty messages among irregular chunks take room in the batch.
