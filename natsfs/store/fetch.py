@@ -15,6 +15,7 @@ from natsfs.catalog.metadata import Metadata
 from natsfs.errors import ChunksGone, Corrupt, StoreError, Unreachable
 from natsfs.store.frames import Message
 from natsfs.store.jetstream import ApiError, NoResponders
+from natsfs.store.lanes import is_quick
 from natsfs.store.layout import Layout, irregular, prove_uniform, uniform
 from natsfs.store.wire import Waiter, Wire, both, persist
 
@@ -59,21 +60,39 @@ class Budget:
 
 # Lengths and sequences of all messages of a subject in a bucket, without their content.
 Scan = Callable[[str, str], Awaitable[tuple[list[int], list[int]]]]
+# A request for messages of a bucket, over a wire.
+Get = Callable[[Wire, str, dict[str, Any]], Awaitable[list[Chunk]]]
 
 
 class Fetcher:
-    def __init__(self, wire: Wire, api_prefix: str, limit: float, scan: Scan) -> None:
-        self._wire = wire
+    def __init__(self, quick: Wire, bulk: Wire, api_prefix: str, limit: float, scan: Scan) -> None:
+        """Reads that bring little, and what the leader is asked about metadata, take `quick`; the others `bulk`."""
+        self._quick = quick
+        self._bulk = bulk
         self._scan = scan
         self._api = api_prefix
         self._limit = limit
         self._budget = Budget(BUDGET)
+        self._outstanding = 0  # bytes of chunks that `quick` has to bring
         self._no_direct: set[str] = set()  # buckets whose streams do not allow direct get
 
     # --- requests ---------------------------------------------------------------------------------------------
 
-    async def _batch(self, bucket: str, request: dict[str, Any], expect: int) -> list[Chunk]:
-        """One direct get of up to `expect` messages; what is missing is simply not in the answer."""
+    @asynccontextmanager
+    async def _lane(self, expected: int) -> AsyncIterator[Wire]:
+        """The wire for requests that bring `expected` bytes in all, when there is room for them."""
+        if is_quick(expected, self._outstanding):
+            self._outstanding += expected
+            try:
+                yield self._quick
+            finally:
+                self._outstanding -= expected
+        else:
+            async with self._budget.take(expected):
+                yield self._bulk
+
+    async def _batch(self, wire: Wire, bucket: str, request: dict[str, Any]) -> list[Chunk]:
+        """One direct get; what is missing is simply not in the answer."""
         subject = f"{self._api}.DIRECT.GET.OBJ_{bucket}"
         chunks: list[Chunk] = []
         one = request.get("next_by_subj") or request.get("last_by_subj")
@@ -105,10 +124,10 @@ class Fetcher:
                 failure = Corrupt(f"{subject}: {status} {result.description}")
             ended.set()
 
-        await self._wire.up(self._limit)
-        reply = self._wire.register(Waiter(handler, subject))
+        await wire.up(self._limit)
+        reply = wire.register(Waiter(handler, subject))
         try:
-            await self._wire.publish(subject, json.dumps(request).encode(), reply)
+            await wire.publish(subject, json.dumps(request).encode(), reply)
             while not ended.is_set():
                 seen = progress
                 with trio.move_on_after(min(self._limit, 10)):
@@ -116,17 +135,19 @@ class Fetcher:
                 if progress == seen and not ended.is_set():
                     raise Unreachable(f"no answer on {subject}")
         finally:
-            self._wire.unregister(reply)
+            wire.unregister(reply)
         if failure is not None:
             raise failure
         return chunks
 
     async def leader_get(self, bucket: str, request: dict[str, Any]) -> dict[str, Any] | None:
         """STREAM.MSG.GET, answered by the stream's leader: the last word on what is stored. None: nothing is."""
+        return await self._leader_get(self._quick, bucket, request)
 
+    async def _leader_get(self, wire: Wire, bucket: str, request: dict[str, Any]) -> dict[str, Any] | None:
         async def attempt() -> dict[str, Any]:
             subject = f"{self._api}.STREAM.MSG.GET.OBJ_{bucket}"
-            return await self._wire.api(subject, request, min(self._limit, 10))
+            return await wire.api(subject, request, min(self._limit, 10))
 
         try:
             data = await persist(attempt, self._limit)
@@ -137,15 +158,15 @@ class Fetcher:
         message: dict[str, Any] = data["message"]
         return message
 
-    async def _get(self, bucket: str, request: dict[str, Any], expect: int) -> list[Chunk]:
+    async def _get(self, wire: Wire, bucket: str, request: dict[str, Any]) -> list[Chunk]:
         """Direct get, repeated over lost connections; where the stream does not allow it, from the leader."""
 
         async def attempt() -> list[Chunk] | None:
             try:
-                return await self._batch(bucket, request, expect)
+                return await self._batch(wire, bucket, request)
             except NoResponders:
                 subject = f"{self._api}.STREAM.INFO.OBJ_{bucket}"
-                info = await self._wire.api(subject, None, min(self._limit, 10))
+                info = await self._quick.api(subject, None, min(self._limit, 10))
                 if info["config"].get("allow_direct"):
                     raise
                 self._no_direct.add(bucket)
@@ -154,14 +175,14 @@ class Fetcher:
         found: list[Chunk] | None = None
         if bucket not in self._no_direct:
             found = await persist(attempt, self._limit)
-        return await self._from_leader(bucket, request) if found is None else found
+        return await self._from_leader(wire, bucket, request) if found is None else found
 
-    async def _from_leader(self, bucket: str, request: dict[str, Any]) -> list[Chunk]:
+    async def _from_leader(self, wire: Wire, bucket: str, request: dict[str, Any]) -> list[Chunk]:
         """What a batched direct get would return, read one by one from the leader, without pending counts."""
         chunks: list[Chunk] = []
         single = {key: value for key, value in request.items() if key not in ("batch", "max_bytes")}
         for _ in range(request.get("batch", 1)):
-            message = await self.leader_get(bucket, single)
+            message = await self._leader_get(wire, bucket, single)
             if message is None:
                 break
             data = base64.b64decode(message.get("data") or "")
@@ -180,7 +201,7 @@ class Fetcher:
         subject = f"$O.{meta.bucket}.C.{meta.nuid}"
         if not meta.size:
             return Layout(0, 0, meta.chunk_size, first=0), []
-        for authority in (self._get, self._from_leader_get):
+        for authority in (self._get, self._from_leader):
             found = await self._layout(meta, subject, authority)
             if found is not None:
                 return found
@@ -189,17 +210,12 @@ class Fetcher:
             f"the chunks of {meta.name!r} are gone: the object was replaced, deleted or has expired"
         )
 
-    async def _from_leader_get(self, bucket: str, request: dict[str, Any], expect: int) -> list[Chunk]:
-        return await self._from_leader(bucket, request)
-
-    async def _layout(self, meta: Metadata, subject: str, get: Any) -> tuple[Layout, list[bytes]] | None:
+    async def _layout(self, meta: Metadata, subject: str, get: Get) -> tuple[Layout, list[bytes]] | None:
         bucket = meta.bucket
         if meta.chunks <= WHOLE and meta.size <= BATCH_BYTES:
             batch = meta.chunks + 2
-            async with self._budget.take(meta.size):
-                chunks: list[Chunk] = await get(
-                    bucket, {"seq": 1, "next_by_subj": subject, "batch": batch}, batch
-                )
+            async with self._lane(meta.size) as wire:
+                chunks = await get(wire, bucket, {"seq": 1, "next_by_subj": subject, "batch": batch})
             layout = irregular(meta.size, [len(c.data) for c in chunks], [c.seq for c in chunks])
             if layout is not None:
                 return layout, [c.data for c in chunks if c.data]
@@ -208,13 +224,14 @@ class Fetcher:
         first: list[Chunk] = []
         last: list[Chunk] = []
 
-        async def ask(into: list[Chunk], request: dict[str, Any]) -> None:
-            into += await get(bucket, request, 1)
+        async def ask(wire: Wire, into: list[Chunk], request: dict[str, Any]) -> None:
+            into += await get(wire, bucket, request)
 
-        await both(
-            lambda: ask(first, {"seq": 1, "next_by_subj": subject, "batch": 1}),
-            lambda: ask(last, {"last_by_subj": subject}),
-        )
+        async with self._lane(min(meta.size, 2 * meta.chunk_size)) as wire:
+            await both(
+                lambda: ask(wire, first, {"seq": 1, "next_by_subj": subject, "batch": 1}),
+                lambda: ask(wire, last, {"last_by_subj": subject}),
+            )
         if not first or not last:
             return None
         total = first[0].pending + 1
@@ -231,17 +248,22 @@ class Fetcher:
         subject = f"$O.{bucket}.C.{nuid}"
         count = min(count, layout.count - index)
         need = layout.start(index + count) - layout.start(index)
-        async with self._budget.take(need):
-            for attempt in (self._get, self._from_leader_get):
+        async with self._lane(need) as wire:
+            for attempt in (self._get, self._from_leader):
                 seq = layout.seq(index)
                 if seq is None:
-                    seq = await self._find(bucket, subject, layout, index)
-                found = await attempt(bucket, {"seq": seq, "next_by_subj": subject, "batch": count}, count)
+                    seq = await self._find(wire, bucket, subject, layout, index)
+                request: dict[str, Any] = {"seq": seq, "next_by_subj": subject}
+                # The server counts what follows for a batch, also for one of a single message. Among contiguous
+                # chunks the sequence says which one it is.
+                if count > 1 or layout.first is None:
+                    request["batch"] = count
+                found = await attempt(wire, bucket, request)
                 data = [chunk for chunk in found if chunk.data]
                 if len(data) < count and len(found) == count and layout.starts is not None:
                     # Empty messages among irregular chunks take room in the batch.
                     request = {"seq": found[-1].seq + 1, "next_by_subj": subject, "batch": count}
-                    data += [chunk for chunk in await attempt(bucket, request, count) if chunk.data][
+                    data += [chunk for chunk in await attempt(wire, bucket, request) if chunk.data][
                         : count - len(data)
                     ]
                 if len(data) == count:
@@ -273,8 +295,8 @@ class Fetcher:
             return {}
         wanted = {f"$O.{bucket}.C.{meta.nuid}".encode(): meta for meta in metas}
         request = {"multi_last": [subject.decode() for subject in wanted], "batch": len(wanted)}
-        async with self._budget.take(sum(meta.size for meta in metas)):
-            chunks = await self._batch(bucket, request, len(wanted))
+        async with self._lane(sum(meta.size for meta in metas)) as wire:
+            chunks = await self._batch(wire, bucket, request)
         found: dict[str, tuple[Layout, bytes]] = {}
         for chunk in chunks:
             meta = wanted[chunk.subject]
@@ -283,7 +305,7 @@ class Fetcher:
                 found[meta.nuid] = layout, chunk.data
         return found
 
-    async def _find(self, bucket: str, subject: str, layout: Layout, index: int) -> int:
+    async def _find(self, wire: Wire, bucket: str, subject: str, layout: Layout, index: int) -> int:
         """The sequence of a chunk among scattered ones: the rank of any chunk is told by its pending count."""
         ceiling: int | None = None
         for step in range(200):
@@ -291,7 +313,7 @@ class Fetcher:
             if known is not None:
                 return known
             probe = layout.guess(index, step, ceiling)
-            found = await self._get(bucket, {"seq": probe, "next_by_subj": subject, "batch": 1}, 1)
+            found = await self._get(wire, bucket, {"seq": probe, "next_by_subj": subject, "batch": 1})
             if not found or found[0].pending < 0:
                 break
             rank = layout.count - 1 - found[0].pending

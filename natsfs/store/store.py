@@ -1,7 +1,8 @@
 """The face of the store.
 
-Three connections: small requests and metadata on one wire, chunks on the second, so that a long transfer delays no name
-operation; and the third for the watches, so that the listing of a large bucket delays neither.
+Three connections: metadata, small requests and small reads on one wire; uploads and reads of much on the second, so
+that a long transfer delays no name operation; and the third for the watches, so that the listing of a large bucket
+delays neither.
 """
 
 from __future__ import annotations
@@ -131,7 +132,6 @@ class Store:
         self._bulk: Wire
         self._news: Wire
         self._fetcher: Fetcher
-        self._small: Fetcher
         self._publisher: Publisher
 
     # --- life -------------------------------------------------------------------------------------------------
@@ -159,9 +159,8 @@ class Store:
                 await nursery.start(wire.run)
             if scope.cancelled_caught:
                 raise MountError(f"cannot connect to the NATS server at {where} again: {wire.last_error}")
-        self._small = Fetcher(self._quick, self._api, self._limit, self._scan)
-        self._fetcher = Fetcher(self._bulk, self._api, self._limit, self._scan)
-        self._publisher = Publisher(self._quick, self._api, self._small, self._limit)
+        self._fetcher = Fetcher(self._quick, self._bulk, self._api, self._limit, self._scan)
+        self._publisher = Publisher(self._quick, self._api, self._fetcher, self._limit)
         try:
             await self._quick.api(f"{self._api}.INFO", None, 5)
         except NoResponders:
@@ -314,7 +313,7 @@ class Store:
 
     async def newest_metadata(self, bucket: str) -> int:
         """The sequence of the newest metadata message, by the word of the stream's leader; 0 if there is none."""
-        message = await self._small.leader_get(bucket, {"last_by_subj": f"$O.{bucket}.M.>"})
+        message = await self._fetcher.leader_get(bucket, {"last_by_subj": f"$O.{bucket}.M.>"})
         return 0 if message is None else int(message["seq"])
 
     # --- watching ---------------------------------------------------------------------------------------------
@@ -375,7 +374,7 @@ class Store:
 
     async def metadata(self, bucket: str, subject: str) -> Metadata | None:
         """The newest metadata message of a subject, by the word of the stream's leader; None if there is none."""
-        message = await self._small.leader_get(bucket, {"last_by_subj": subject})
+        message = await self._fetcher.leader_get(bucket, {"last_by_subj": subject})
         if message is None:
             return None
         op = None
