@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import trio
@@ -15,7 +13,7 @@ from natsfs.store.store import Store
 from tests.coherence.proxy import Proxy
 from tests.store.conftest import Events, Stores
 from tests.store.test_fetch import open_object, read
-from tests.support import CHUNK, Client, Server, noise, opened
+from tests.support import CHUNK, Client, Server, noise
 
 SIZE = 20 * CHUNK
 
@@ -31,15 +29,14 @@ def proxied(nats_server: Server) -> Iterator[tuple[Server, Proxy]]:
 
 
 def test_a_small_read_does_not_wait_behind_an_upload(
-    with_store: Stores, bucket: str, client: Client, proxied: tuple[Server, Proxy], tmp_path: Path
+    with_store: Stores, bucket: str, client: Client, proxied: tuple[Server, Proxy]
 ) -> None:
     """Of a connection on which the first chunk of an upload gets no further nothing else does."""
     server, proxy = proxied
     large, small = noise(SIZE, 1), noise(5000, 2)
     client.put(bucket, "large", large)
     client.put(bucket, "small", small)
-    path = tmp_path / "written"
-    path.write_bytes(noise(SIZE, 3))
+    written = noise(SIZE, 3)
 
     async def work(store: Store, events: Events) -> None:
         meta, layout, _ = await open_object(store, bucket, "large")
@@ -47,13 +44,13 @@ def test_a_small_read_does_not_wait_behind_an_upload(
         upload = store.new_upload(bucket)
 
         async def write() -> None:
-            await upload.append([Spooled(0, SIZE)], fd)
+            await upload.append([Spooled(0, SIZE)], lambda start, end: written[start:end])
             await upload.finish()
 
         async def read_whole() -> None:
             whole.append(await read(store, meta, layout, 0, SIZE))
 
-        with proxy.holding(f"PUB $O.{bucket}.C.".encode()) as hold, opened(path, os.O_RDONLY) as fd:
+        with proxy.holding(f"PUB $O.{bucket}.C.".encode()) as hold:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(write)
                 assert await trio.to_thread.run_sync(hold.holds.wait, 10)
