@@ -176,7 +176,9 @@ class File:
             self._appended_from = at
         if append and at != offset:
             # The kernel has put these bytes where it took the end to be; others have appended since.
-            self._volume.notifier.send([ContentChanged(self.inode.ino)])
+            changed = ContentChanged(self.inode.ino, offset + len(data), at + len(data))
+            self._volume.notifier.send([changed])
+        self._volume.notifier.sized(self.inode.ino, offset + len(data))
         before = overlay.written
         start, end = at, at + len(data)
         covered = sum(s.end - s.start for s in overlay.segments(start, end) if isinstance(s, Spooled))
@@ -204,6 +206,7 @@ class File:
         self._check_kept()
         while size < self._reading:
             await self._commit_done.wait()
+        self._volume.notifier.sized(self.inode.ino, size)
         if self._overlay is None and size == self.inode.size and size:
             self._touch()
             return
@@ -320,7 +323,8 @@ class File:
         # Whoever committed finds it under its name, also where the kernel took that for another's or for nobody's.
         node, notifier = self.inode.node, self._volume.notifier
         directory = None if node is None or node.parent is None else node.parent.inode
-        if node is not None and directory is not None and notifier.owes(directory.ino, node.name):
+        owes = node is not None and directory is not None and notifier.owes(directory.ino, node.name)
+        if owes or notifier.keeps(self.inode.ino):
             await notifier.told()
 
     async def _commit_on_newest(self) -> None:
@@ -385,6 +389,7 @@ class File:
         except BaseException:
             spool.discard()
             raise
+        self._volume.notifier.send([ContentChanged(self.inode.ino, self.inode.size, overlay.size)])
         self._overlay, self._spool = overlay, spool
         old_spool.discard()
         self._set_base(current)
@@ -394,7 +399,6 @@ class File:
         self._appended_from = current.size
         self._no_early = False
         self._generation += 1
-        self._volume.notifier.send([ContentChanged(self.inode.ino)])
 
     async def _commit_content(self, *, at_once: bool = True) -> None:
         """Upload and publish; a small file with its metadata, `at_once`, where that is possible."""
@@ -573,11 +577,11 @@ class File:
         self.drop_layer()
         self.dirty = self.attributes_dirty = self.builds_on_base = self._no_early = False
         inode.uncommitted = False
-        inode.size = inode.meta.size if inode.meta else 0
+        before, inode.size = inode.size, inode.meta.size if inode.meta else 0
         if inode.bucket is not None:
             inode.bucket.restore_attributes(inode)
         self._set_base(inode.meta)
-        effects: list[Effect] = [ContentChanged(inode.ino)]
+        effects: list[Effect] = [ContentChanged(inode.ino, before, inode.size)]
         node = inode.node
         if inode.meta is None:
             inode.unlinked = True
