@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from natsfs.catalog.attributes import EXTENDS_KEY, SYMLINK_KEY
+from natsfs.catalog.attributes import APPENDS_KEY, EXTENDS_KEY, SYMLINK_KEY, has_append, with_append
 from natsfs.catalog.bucket import Bucket
 from natsfs.catalog.inodes import ContentChanged, Effect, EntryChanged, Inode
 from natsfs.catalog.metadata import Metadata, new_nuid
@@ -89,6 +89,9 @@ class File:
         self.builds_on_base = False
         # Where the uncommitted bytes begin if all of them were written at the end, through O_APPEND; else None.
         self._appended_from: int | None = None
+        # Versions with what was appended whose metadata was sent, or nearly: up to where, and the generation. It is not
+        # known of them whether they were stored.
+        self._tried: dict[str, tuple[int, int]] = {}
         self._overlay: Overlay | None = None
         self._spool: SpoolFile | None = None
         self._base: Version | None = None
@@ -355,7 +358,8 @@ class File:
                 current = catalog.live(overtaken.current.subject) if catalog and overtaken.current else None
                 if current is None or not self._can_move(current):
                     raise
-                self._move_onto(current)
+                if self._move_onto(current):
+                    return
             else:
                 return
         raise Conflict(f"{self.inode.name!r} is replaced by others all the time", 0)
@@ -369,12 +373,22 @@ class File:
             and SYMLINK_KEY not in (current.attributes or {})
         )
 
-    def _move_onto(self, current: Metadata) -> None:
-        """Without a wait in between: the bytes that were appended follow on the content of `current`."""
+    def _move_onto(self, current: Metadata) -> bool:
+        """Without a wait in between: the bytes that were appended follow on the content of `current`.
+
+        True if all of them are in there already: a version was stored whose answer was lost, and others have appended
+        to it since.
+        """
         old_overlay, old_spool, start = self._overlay, self._spool, self._appended_from
         assert old_overlay is not None
         assert old_spool is not None
         assert start is not None
+        stored = -1
+        for nuid, (end, generation) in self._tried.items():
+            if has_append(current.attributes, self._files.mount, nuid):
+                start, stored = end, generation
+        self._tried.clear()
+        is_whole = stored == self._generation
         overlay, spool = Overlay(current.size), self._volume.spool.create()
         try:
             at, end = start, old_overlay.size
@@ -399,6 +413,8 @@ class File:
         self._appended_from = current.size
         self._no_early = False
         self._generation += 1
+        self.dirty = not is_whole
+        return is_whole
 
     async def _commit_content(self, *, at_once: bool = True) -> None:
         """Upload and publish; a small file with its metadata, `at_once`, where that is possible."""
@@ -425,6 +441,8 @@ class File:
                 # These chunks belong to the metadata from here on: nothing is appended to them, and nobody but the
                 # purger, which asks whether an object has them, may remove them.
                 self._upload, self._no_early = None, False
+                if self._appended_from is not None:
+                    self._tried[uploaded.nuid] = size, generation
         finally:
             self._reading = 0
             self._commit_done.set()
@@ -451,6 +469,7 @@ class File:
             return
         # The new version's bytes are those of the overlay, so what is in the spool stays good as a cache of it; and
         # what shows through from below stays the same, at the same offsets.
+        self._tried.clear()
         self._set_base(meta)
         self.pace.committed(size, trio.current_time())
         self.builds_on_base = bool(overlay.size)
@@ -552,9 +571,13 @@ class File:
     def _described(self, meta: Metadata) -> Metadata:
         """The message of a commit. Of what was only appended it says so: others then let the file grow in place."""
         described, base = self.inode.describe(meta), self.inode.meta
-        if not self.builds_on_base or base is None or self._appended_from != base.size:
-            return described
-        attributes = (described.attributes or {}) | {EXTENDS_KEY: f"{base.nuid} {base.size}"}
+        attributes = dict(described.attributes or {})
+        if self._appended_from is None:
+            attributes.pop(APPENDS_KEY, None)
+        else:
+            attributes = with_append(attributes, self._files.mount, meta.nuid)
+        if self.builds_on_base and base is not None and self._appended_from == base.size:
+            attributes[EXTENDS_KEY] = f"{base.nuid} {base.size}"
         return replace(described, attributes=attributes)
 
     async def _failed(self, error: StoreError) -> None:
@@ -576,6 +599,7 @@ class File:
             self._spool = None
         self.drop_layer()
         self.dirty = self.attributes_dirty = self.builds_on_base = self._no_early = False
+        self._tried.clear()
         inode.uncommitted = False
         before, inode.size = inode.size, inode.meta.size if inode.meta else 0
         if inode.bucket is not None:

@@ -8,6 +8,7 @@ import itertools
 import os
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,6 +25,11 @@ THEIR_CHANGES = (("", ""), ("put", "old"), ("delete", "new"), ("put", "new"), ("
 
 def make_exclusively(top: Path) -> None:
     os.close(os.open(top / "lock", os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+
+
+def append(path: Path, text: str) -> None:
+    with path.open("a") as file:
+        file.write(text)
 
 
 @dataclass(frozen=True)
@@ -366,3 +372,39 @@ def test_the_content_of_a_file_whose_removal_was_not_answered(
     until(lambda: client.chunks(case.bucket) == {}, 10)
     assert os.listdir(mounted.path / case.bucket) == []
     unmounted(mounted)
+
+
+@pytest.mark.semantics("appends-from-several-machines")
+def test_an_append_whose_answer_is_lost(
+    bucket: str, client: Client, gate: tuple[Server, Gate], mount: Mounter
+) -> None:
+    """It was stored, and others have appended to it since: its line is not in there twice."""
+    server, proxy = gate
+    mounts = [mount(f"/{bucket}", server=server) for _ in range(2)]
+    for one in mounts:
+        one.allow(" WARNING ")
+    for first, between in itertools.product(("", "first\n"), (0, 1, 3)):
+        here, there = (one.path / f"log{len(first)}{between}" for one in mounts)
+        if first:
+            append(here, first)
+            until(there.exists)
+        proxy.keep(bucket, 1, stored=True)
+        with ThreadPoolExecutor() as threads:
+            late = threads.submit(append, here, "late\n")
+            until(lambda: proxy.has_kept(bucket))
+            expected = first + "late\n"
+            until(lambda: there.exists() and there.read_text() == expected)  # noqa: B023
+            for number in range(between):
+                append(there, f"{number}\n")
+                expected += f"{number}\n"
+            proxy.cut()
+            late.result(30)
+        proxy.release([bucket])
+        proxy.answered.clear()
+        assert client.read(bucket, here.name).decode() == expected
+        for path in (here, there):
+            until(lambda: path.read_text() == expected)  # noqa: B023
+        append(here, "more\n")
+        assert client.read(bucket, here.name).decode() == expected + "more\n"
+    for one in mounts:
+        unmounted(one)
