@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from natsfs.catalog.attributes import APPENDS_KEY, EXTENDS_KEY, SYMLINK_KEY, has_append, with_append
+from natsfs.catalog.attributes import EXTENDS_KEY, SYMLINK_KEY, has_append, with_append
 from natsfs.catalog.bucket import Bucket
 from natsfs.catalog.inodes import ContentChanged, Effect, EntryChanged, Inode
 from natsfs.catalog.metadata import Metadata, new_nuid
@@ -572,9 +572,7 @@ class File:
         """The message of a commit. Of what was only appended it says so: others then let the file grow in place."""
         described, base = self.inode.describe(meta), self.inode.meta
         attributes = dict(described.attributes or {})
-        if self._appended_from is None:
-            attributes.pop(APPENDS_KEY, None)
-        else:
+        if self._appended_from is not None:
             attributes = with_append(attributes, self._files.mount, meta.nuid)
         if self.builds_on_base and base is not None and self._appended_from == base.size:
             attributes[EXTENDS_KEY] = f"{base.nuid} {base.size}"
