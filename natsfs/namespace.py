@@ -446,18 +446,33 @@ class Namespace:
                     work = partial(self._discard_if_removed, catalog, meta, ops)
                     self._volume.until_done(f"removing in bucket {catalog.name}", work)
                     raise
-                except Conflict:
-                    pass
+                except Conflict as conflict:
+                    doubtful = conflict.doubtful
                 else:
                     operation.apply(stored)
                     if inode is not None:
                         inode.unlinked, inode.gone = True, False
                     return
             await self._volume.refresh(catalog, meta.subject)
+            if doubtful and self._is_past(catalog, meta):
+                self._volume.discard(catalog, meta, catalog.last_seq(meta.subject))
+                if inode is not None and inode.node is None:
+                    inode.unlinked, inode.gone = True, False
+                return
             path = node.path()
             if catalog.find(path) is not node:
                 raise refuse(errno.ENOENT, node.name)
         raise refuse(errno.EBUSY, node.name)
+
+    @staticmethod
+    def _is_past(catalog: Bucket, meta: Metadata) -> bool:
+        """Whether `meta`, the answer to whose removal was lost, is there no more.
+
+        If it was removed somebody may have made something new under the name at once, a lock for one, which is not to
+        be removed. If it was replaced instead the removal came before that.
+        """
+        there = catalog.live(meta.subject)
+        return there is None or there.nuid != meta.nuid
 
     async def _discard_if_removed(self, catalog: Bucket, meta: Metadata, ops: set[str]) -> None:
         """Whether one of the tombstones `ops` was stored was not known: then the content goes as well."""
@@ -515,12 +530,14 @@ class Namespace:
                 try:
                     grave = tombstone(meta, time.time_ns())
                     stored = await operation.publish(grave, catalog.last_seq(meta.subject))
-                except Conflict:
-                    pass
+                except Conflict as conflict:
+                    doubtful = conflict.doubtful
                 else:
                     operation.apply(stored)
                     return
             await self._volume.refresh(catalog, meta.subject)
+            if doubtful and self._is_past(catalog, meta):
+                return
         raise refuse(errno.EBUSY, node.name)
 
     async def _remove_bucket(self, mounted: Mounted) -> None:

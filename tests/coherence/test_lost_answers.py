@@ -408,3 +408,33 @@ def test_an_append_whose_answer_is_lost(
         assert client.read(bucket, here.name).decode() == expected + "more\n"
     for one in mounts:
         unmounted(one)
+
+
+@pytest.mark.semantics("exclusive-everywhere")
+@pytest.mark.parametrize("is_dir", [False, True], ids=["file", "directory"])
+def test_a_lock_that_is_taken_before_its_removal_is_answered(
+    bucket: str, client: Client, gate: tuple[Server, Gate], mount: Mounter, is_dir: bool
+) -> None:
+    """The removal was stored, and its answer lost: it must not remove what somebody else has made since."""
+    server, proxy = gate
+    mounts = [mount(f"/{bucket}", server=server) for _ in range(2)]
+    for one in mounts:
+        one.allow(" WARNING ")
+    here, there = (one.path for one in mounts)
+    make = (lambda top: (top / "lock").mkdir()) if is_dir else make_exclusively
+    make(here)
+    until((there / "lock").exists)
+    proxy.keep(bucket, 1, stored=True)
+    with ThreadPoolExecutor() as threads:
+        removal = threads.submit((here / "lock").rmdir if is_dir else (here / "lock").unlink)
+        until(lambda: proxy.has_kept(bucket))
+        until(lambda: not (there / "lock").exists())
+        make(there)
+        proxy.cut()
+        removal.result(30)
+    proxy.release([bucket])
+    assert client.names(bucket) == {"lock/" if is_dir else "lock"}
+    for top in (here, there):
+        until((top / "lock").exists)
+    for one in mounts:
+        unmounted(one)
