@@ -190,7 +190,10 @@ class Namespace:
                     operation.apply(stored)
                     return stored
             await self._volume.refresh(catalog, meta.subject)
-            if catalog.live(meta.subject) is not None:
+            there = catalog.live(meta.subject)
+            if there is not None and there.nuid == meta.nuid:
+                return there  # the answer was lost, and somebody has changed its attributes since
+            if there is not None:
                 raise refuse(errno.EEXIST)
         raise refuse(errno.EEXIST)
 

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -436,5 +437,32 @@ def test_a_lock_that_is_taken_before_its_removal_is_answered(
     assert client.names(bucket) == {"lock/" if is_dir else "lock"}
     for top in (here, there):
         until((top / "lock").exists)
+    for one in mounts:
+        unmounted(one)
+
+
+@pytest.mark.semantics("exclusive-everywhere")
+@pytest.mark.parametrize("is_dir", [False, True], ids=["file", "directory"])
+def test_a_lock_that_is_changed_before_its_maker_knows_of_it(
+    bucket: str, client: Client, gate: tuple[Server, Gate], mount: Mounter, is_dir: bool
+) -> None:
+    """It is its maker's all the same: with EEXIST nobody would ever remove it."""
+    server, proxy = gate
+    mounts = [mount(f"/{bucket}", server=server) for _ in range(2)]
+    for one in mounts:
+        one.allow(" WARNING ")
+    here, there = (one.path for one in mounts)
+    proxy.keep(bucket, 1, stored=True)
+    with ThreadPoolExecutor() as threads:
+        made = threads.submit((here / "lock").mkdir if is_dir else partial(make_exclusively, here))
+        until(lambda: proxy.has_kept(bucket))
+        until((there / "lock").exists)
+        os.setxattr(there / "lock", "user.seen", b"1")
+        proxy.cut()
+        made.result(30)
+    proxy.release([bucket])
+    assert os.getxattr(here / "lock", "user.seen") == b"1"
+    ((here / "lock").rmdir if is_dir else (here / "lock").unlink)()
+    assert client.names(bucket) == set()
     for one in mounts:
         unmounted(one)
