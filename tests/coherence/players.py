@@ -241,7 +241,8 @@ class Player(threading.Thread):
         name = self.choose(SHARED, OURS)
         since = self.history.shown(self.mount, name)
         self.unlink(name)
-        if name in JUDGED:
+        # One whose answer is lost may come to nothing because somebody replaces the file: that came after it, then.
+        if name in JUDGED and errno.ETIMEDOUT not in self.fine:
             self.history.lacks(self.mount, name, since, "has removed")
 
     def rename(self) -> None:
