@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from tests.coherence.history import ASIDE, History
-from tests.posix.libc import RENAME_EXCHANGE, renameat2
+from tests.posix.libc import RENAME_EXCHANGE, RENAME_NOREPLACE, renameat2
 from tests.support import Client, encode
 
 SHARED = [f"f{number}" for number in range(4)] + [f"d/g{number}" for number in range(3)]
@@ -39,7 +39,7 @@ SLOTS, TAGS = "slots", "tags"  # with a line, or an attribute, of each player; n
 LINKS = ["l0", "l1"]
 SIZES = (40, 4000, 200_000, 1_500_000)
 SMALL = 1 << 20  # bytes; so much of a file is fetched before its open(2) returns
-KINDS = ("file", "directory", "link")  # of what is made exclusively
+KINDS = ("file", "directory", "link", "name")  # of what is made exclusively
 MODES = (0o600, 0o640, 0o644, 0o755)
 
 # What a call may end with while others replace, remove and rename the same names.
@@ -354,18 +354,30 @@ class Player(threading.Thread):
             os.close(fd)
         self.history.judge_log(f"mount {self.mount}", log, data)
 
+    def make(self, kind: str, path: Path) -> None:
+        if kind == "file":
+            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+        elif kind == "directory":
+            path.mkdir()
+        elif kind == "link":
+            path.symlink_to("nowhere")
+        else:
+            aside = self.top / f"{ASIDE}{self.number}.name"
+            aside.touch()
+            try:
+                renameat2(aside, path, RENAME_NOREPLACE)
+            except OSError:
+                with contextlib.suppress(FileNotFoundError):
+                    aside.unlink()
+                raise
+
     def exclude(self) -> None:
         """Of all players one at a time."""
         kind = self.random.choice(KINDS)
         lock = self.history.lock(kind)
         path = self.top / lock
         try:
-            if kind == "file":
-                os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
-            elif kind == "directory":
-                path.mkdir()
-            else:
-                path.symlink_to("nowhere")
+            self.make(kind, path)
         except FileExistsError:
             return
         except OSError:
