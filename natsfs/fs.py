@@ -268,6 +268,7 @@ class FileSystem(pyfuse3.Operations):
                     self._names.truncated(node, self._caller(ctx))
                     if not file.writers:
                         await file.commit()
+                        await file.shown()
         changes = {
             "mode": attr.st_mode if fields.update_mode else None,
             "uid": attr.st_uid if fields.update_uid else None,

@@ -216,7 +216,16 @@ class Notifier:
         """Wait until the kernel has heard of everything that was sent, within `PATIENCE`."""
         await self._told(self._workers)
 
-    async def _told(self, workers: list[_Worker]) -> None:
+    async def told_of(self, ino: int, directory: int, limit: float) -> None:
+        """Wait until the kernel has heard of everything that was sent of the content of `ino`, or of a directory.
+
+        Not from a call that may keep that directory.
+        """
+        if self._workers:
+            workers = [self._workers[THREADS + ino % THREADS], self._workers[directory % THREADS]]
+            await self._told(workers, limit)
+
+    async def _told(self, workers: list[_Worker], limit: float = PATIENCE) -> None:
         token = trio.lowlevel.current_trio_token()
         event = trio.Event()
         pending = 0
@@ -234,7 +243,7 @@ class Notifier:
 
         pending = sum(worker.behind(_Barrier(told)) for worker in workers)
         if pending:
-            with trio.move_on_after(PATIENCE) as scope:
+            with trio.move_on_after(limit) as scope:
                 await event.wait()
             if scope.cancelled_caught:
                 log.info("the kernel is slow to take what it has to forget")

@@ -323,12 +323,17 @@ class File:
                 await self._failed(failure)
                 raise failure from error
             self.inode.uncommitted = self.dirty or self.attributes_dirty
-        # Whoever committed finds it under its name, also where the kernel took that for another's or for nobody's.
+
+    async def shown(self) -> None:
+        """Wait until the kernel shows what was committed; it may take the name for another's, or for nobody's.
+
+        Another call may have the directory meanwhile, and wait for the store.
+        """
         node, notifier = self.inode.node, self._volume.notifier
         directory = None if node is None or node.parent is None else node.parent.inode
-        owes = node is not None and directory is not None and notifier.owes(directory.ino, node.name)
-        if owes or notifier.keeps(self.inode.ino):
-            await notifier.told()
+        ino = 0 if directory is None else directory.ino
+        if (node is not None and notifier.owes(ino, node.name)) or notifier.keeps(self.inode.ino):
+            await notifier.told_of(self.inode.ino, ino, self._volume.config.options.timeout)
 
     async def _commit_on_newest(self) -> None:
         """Commit; what was only appended is moved behind what others have appended or written meanwhile."""

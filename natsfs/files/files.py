@@ -200,6 +200,8 @@ class Files:
         except StoreError:
             handle.failures = file.failures
             raise
+        finally:
+            await file.shown()
         if handle.writable and handle.failures < file.failures and file.last_error is not None:
             handle.failures = file.failures
             raise file.last_error
