@@ -59,6 +59,7 @@ class Namespace:
         self._volume = volume
         self._files = files
         self._settling: set[Inode] = set()  # directories whose attributes are to be stored in a moment
+        self._refused: set[tuple[Ino, bytes]] = set()  # names of which a rename was refused, to come again
 
     # --- finding ----------------------------------------------------------------------------------------------
 
@@ -582,6 +583,7 @@ class Namespace:
         target = self._child(target_dir, new_name)
         if exchange and target is None:
             raise refuse(errno.ENOENT, new_name)
+        self._look_again((old_parent, old_name), *([(new_parent, new_name)] if exchange else []))
         if target is source:
             return
         self._volume.check_writable(catalog)
@@ -611,6 +613,19 @@ class Namespace:
         else:
             await self._rename_file(catalog, source, target_dir, new_name, replace_target)
         self._remind((old_parent, old_name), (new_parent, new_name))
+
+    def _look_again(self, *places: tuple[Inode, bytes]) -> None:
+        """Raise ESTALE, once, where the kernel may take a name for what it led to before others changed it.
+
+        It would have that under the new name, until it can be told once the rename is over. After ESTALE it asks what
+        the name leads to, and comes again; it asks for what a rename replaces anyway.
+        """
+        keys = {(parent.ino, name) for parent, name in places}
+        owed = {key for key in keys if self._volume.notifier.owes(*key)}
+        new = owed - self._refused
+        self._refused = (self._refused - keys) | new
+        if new:
+            raise refuse(errno.ESTALE, places[0][1])
 
     def _remind(self, *places: tuple[Inode, bytes]) -> None:
         """After a rename the kernel has what it knew of one name under the other.
@@ -921,7 +936,6 @@ class Namespace:
     ) -> Metadata | None:
         """The new name is published: now the old one gets its tombstone, if it is still the version that was moved.
 
-        None if somebody else has used the name since: its content stands there under another rename, or it had its
         None if somebody else has used the name since: the object is renamed back already, or the name had its tombstone
         and the answer to that was lost. Raises ESTALE or ENOENT if another client has replaced or removed the object in
         this moment, and purged its chunks.

@@ -168,6 +168,9 @@ def test_what_is_renamed_was_replaced_meanwhile(
         caught_up(slow, other)
         hold.release()
         assert (first.ended(), second.ended()) == (0, 0)
+        assert content(slow.path / "d/g") == "new"
+        if exchange:
+            assert content(slow.path / "f") == "d/g"
     expected = {"d/b": "d/a", "d/g": "new"} | ({"f": "d/g"} if exchange else {})
     agree(slow, other, client, bucket, expected)
 
