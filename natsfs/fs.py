@@ -141,7 +141,7 @@ class FileSystem(pyfuse3.Operations):
 
     def _attributes(self, inode: Inode) -> EntryAttributes:
         entry = self._blank()
-        fill(entry, inode.ino, inode.attributes, inode.size)
+        fill(entry, inode.ino, inode.attributes, self._volume.notifier.size_of(inode.ino, inode.size))
         if inode.is_dir:
             entry.st_nlink = 2 + inode.node.subdirs if inode.node is not None else 0
             entry.st_size = DIRECTORY_SIZE
@@ -268,6 +268,7 @@ class FileSystem(pyfuse3.Operations):
                     self._names.truncated(node, self._caller(ctx))
                     if not file.writers:
                         await file.commit()
+                        await file.shown()
         changes = {
             "mode": attr.st_mode if fields.update_mode else None,
             "uid": attr.st_uid if fields.update_uid else None,

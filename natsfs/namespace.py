@@ -71,6 +71,7 @@ class Namespace:
         self._volume = volume
         self._files = files
         self._settling: set[Inode] = set()  # directories whose attributes are to be stored in a moment
+        self._refused: set[tuple[Ino, bytes]] = set()  # names of which a rename was refused, to come again
 
     # --- finding ----------------------------------------------------------------------------------------------
 
@@ -202,7 +203,10 @@ class Namespace:
                     operation.apply(stored)
                     return stored
             await self._volume.refresh(catalog, meta.subject)
-            if catalog.live(meta.subject) is not None:
+            there = catalog.live(meta.subject)
+            if there is not None and there.nuid == meta.nuid:
+                return there  # the answer was lost, and somebody has changed its attributes since
+            if there is not None:
                 raise refuse(errno.EEXIST)
         raise refuse(errno.EEXIST)
 
@@ -458,18 +462,33 @@ class Namespace:
                     work = partial(self._discard_if_removed, catalog, meta, ops)
                     self._volume.until_done(f"removing in bucket {catalog.name}", work)
                     raise
-                except Conflict:
-                    pass
+                except Conflict as conflict:
+                    doubtful = conflict.doubtful
                 else:
                     operation.apply(stored)
                     if inode is not None:
                         inode.unlinked, inode.gone = True, False
                     return
             await self._volume.refresh(catalog, meta.subject)
+            if doubtful and self._is_past(catalog, meta):
+                self._volume.discard(catalog, meta, catalog.last_seq(meta.subject))
+                if inode is not None and inode.node is None:
+                    inode.unlinked, inode.gone = True, False
+                return
             path = node.path()
             if catalog.find(path) is not node:
                 raise refuse(errno.ENOENT, node.name)
         raise refuse(errno.EBUSY, node.name)
+
+    @staticmethod
+    def _is_past(catalog: Bucket, meta: Metadata) -> bool:
+        """Whether `meta`, the answer to whose removal was lost, is there no more.
+
+        If it was removed somebody may have made something new under the name at once, a lock for one, which is not to
+        be removed. If it was replaced instead the removal came before that.
+        """
+        there = catalog.live(meta.subject)
+        return there is None or there.nuid != meta.nuid
 
     async def _discard_if_removed(self, catalog: Bucket, meta: Metadata, ops: set[str]) -> None:
         """Whether one of the tombstones `ops` was stored was not known: then the content goes as well."""
@@ -527,12 +546,14 @@ class Namespace:
                 try:
                     grave = tombstone(meta, time.time_ns())
                     stored = await operation.publish(grave, catalog.last_seq(meta.subject))
-                except Conflict:
-                    pass
+                except Conflict as conflict:
+                    doubtful = conflict.doubtful
                 else:
                     operation.apply(stored)
                     return
             await self._volume.refresh(catalog, meta.subject)
+            if doubtful and self._is_past(catalog, meta):
+                return
         raise refuse(errno.EBUSY, node.name)
 
     async def _remove_bucket(self, mounted: Mounted) -> None:
@@ -574,6 +595,7 @@ class Namespace:
         target = self._child(target_dir, new_name)
         if exchange and target is None:
             raise refuse(errno.ENOENT, new_name)
+        self._look_again((old_parent, old_name), *([(new_parent, new_name)] if exchange else []))
         if target is source:
             return
         self._volume.check_writable(catalog)
@@ -603,6 +625,20 @@ class Namespace:
         else:
             await self._rename_file(catalog, source, target_dir, new_name, replace_target)
         self._remind((old_parent, old_name), (new_parent, new_name))
+
+    def _look_again(self, *places: tuple[Inode, bytes]) -> None:
+        """Raise ESTALE, once, where the kernel may take a name for what it led to before others changed it.
+
+        It would have that under the new name, until it can be told once the rename is over. After ESTALE it asks what
+        the name leads to, and comes again; it asks for what a rename replaces anyway.
+        """
+        keys = {(parent.ino, name) for parent, name in places}
+        owed = {key for key in keys if self._volume.notifier.owes(*key)}
+        again = bool(keys & self._refused)
+        self._refused -= keys
+        if owed and not again:  # the kernel comes again once, and not twice
+            self._refused |= owed
+            raise refuse(errno.ESTALE, places[0][1])
 
     def _remind(self, *places: tuple[Inode, bytes]) -> None:
         """After a rename the kernel has what it knew of one name under the other.
@@ -913,7 +949,6 @@ class Namespace:
     ) -> Metadata | None:
         """The new name is published: now the old one gets its tombstone, if it is still the version that was moved.
 
-        None if somebody else has used the name since: its content stands there under another rename, or it had its
         None if somebody else has used the name since: the object is renamed back already, or the name had its tombstone
         and the answer to that was lost. Raises ESTALE or ENOENT if another client has replaced or removed the object in
         this moment, and purged its chunks.

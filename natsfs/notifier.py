@@ -1,10 +1,14 @@
 """Telling the kernel what it must forget.
 
 A notification blocks for as long as a call in that directory does, so it is never sent from a handler: a few threads
-do it, and all notifications of one directory go to the same thread, in order. What is waiting is coalesced by
+do it, and all notifications of one directory go to the same thread, in order. Those of content have threads of their
+own: each waits for reads of that file which are under way, and these for the store. What is waiting is coalesced by
 its key, so the queue cannot grow beyond the number of names that the kernel knows; it keeps its place, so what a
 barrier was put behind is told before it. The threads are daemons: one that is stuck behind a dead mount must not
 hold up the end of the process.
+
+Where a file has grown the kernel hears of the new size only when it has dropped its pages: it fills what is read up to
+the size that it knows with zeros, and that of a read under way ends where the file ended.
 """
 
 from __future__ import annotations
@@ -24,7 +28,7 @@ from natsfs.catalog.inodes import AttributesChanged, ContentChanged, Effect, Ent
 
 log = logging.getLogger(__name__)
 
-THREADS = 4
+THREADS = 4  # for entries and attributes, and as many for content
 PATIENCE = 0.1  # seconds; a notification may wait for a call in its directory, and that for the store
 
 
@@ -35,8 +39,44 @@ class _Barrier:
     passed: Callable[[], None]
 
 
+class _Sizes:
+    """Of files whose content has changed: the size that the kernel may know. For all threads."""
+
+    def __init__(self) -> None:
+        self._kept: dict[int, tuple[int, ContentChanged]] = {}  # with the newest change
+        self._lock = threading.Lock()
+
+    def __contains__(self, ino: int) -> bool:
+        return ino in self._kept
+
+    def changed(self, effect: ContentChanged) -> None:
+        with self._lock:
+            size, _ = self._kept.get(effect.ino, (effect.before, effect))
+            self._kept[effect.ino] = size, effect
+
+    def told(self, effect: ContentChanged) -> None:
+        with self._lock:
+            size, newest = self._kept.get(effect.ino, (0, effect))
+            if newest is not effect:
+                self._kept[effect.ino] = max(size, effect.size), newest
+            else:
+                self._kept.pop(effect.ino, None)
+
+    def raise_to(self, ino: int, size: int) -> None:
+        if ino in self._kept:  # seldom; and each write comes by here
+            with self._lock:
+                if ino in self._kept:
+                    known, newest = self._kept[ino]
+                    self._kept[ino] = max(known, size), newest
+
+    def of(self, ino: int, size: int) -> int:
+        kept = self._kept.get(ino)
+        return size if kept is None else min(kept[0], size)
+
+
 class _Worker:
-    def __init__(self, number: int) -> None:
+    def __init__(self, number: int, sizes: _Sizes) -> None:
+        self._sizes = sizes
         self._waiting: OrderedDict[tuple[object, ...], Effect | _Barrier] = OrderedDict()
         self._telling: tuple[object, ...] | None = None
         self._idle = True
@@ -104,8 +144,7 @@ class _Worker:
                 ):
                     log.warning("the kernel did not take %s: %s", effect, error)
 
-    @staticmethod
-    def _tell(effect: Effect) -> None:
+    def _tell(self, effect: Effect) -> None:
         match effect:
             case EntryChanged(parent, name, gone):
                 try:
@@ -118,17 +157,24 @@ class _Worker:
             case AttributesChanged(ino):
                 pyfuse3.invalidate_inode(ino, attr_only=True)
             case ContentChanged(ino):
-                pyfuse3.invalidate_inode(ino)
+                try:
+                    pyfuse3.invalidate_inode(ino)
+                finally:
+                    self._sizes.told(effect)
+                pyfuse3.invalidate_inode(
+                    ino, attr_only=True
+                )  # somebody may have asked for the size meanwhile
 
 
 class Notifier:
     def __init__(self) -> None:
         self._workers: list[_Worker] = []
+        self._sizes = _Sizes()
         self._appeared = False  # whether the kernel may not know yet of an entry that appeared
 
     def start(self) -> None:
         """From the mount on; before it the kernel knows nothing that it could forget."""
-        self._workers = [_Worker(number) for number in range(THREADS)]
+        self._workers = [_Worker(number, self._sizes) for number in range(2 * THREADS)]
 
     def send(self, effects: Iterable[Effect]) -> None:
         """Queue what the kernel has to hear; returns at once. An entry of parent 0 is one it never asked about."""
@@ -139,20 +185,48 @@ class Notifier:
                         self._appeared = self._appeared or not gone
                         self._workers[parent % THREADS].add((parent, name), effect)
                 case AttributesChanged(ino) | ContentChanged(ino):
-                    self._workers[ino % THREADS].add((type(effect), ino), effect)
+                    first = 0
+                    if isinstance(effect, ContentChanged):
+                        self._sizes.changed(effect)
+                        first = THREADS
+                    self._workers[first + ino % THREADS].add((type(effect), ino), effect)
 
     def owes(self, parent: int, name: bytes) -> bool:
         """Whether the kernel may still take `name` in the directory `parent` for what it led to before."""
         return bool(self._workers) and self._workers[parent % THREADS].owes((parent, name))
 
+    def keeps(self, ino: int) -> bool:
+        """Whether the kernel may still show what a file held, or how long it was, before its content changed."""
+        return ino in self._sizes
+
+    def size_of(self, ino: int, size: int) -> int:
+        """What to say of a file of this size."""
+        return self._sizes.of(ino, size)
+
+    def sized(self, ino: int, size: int) -> None:
+        """The kernel's own call has made the file this long."""
+        self._sizes.raise_to(ino, size)
+
     async def entries_told(self) -> None:
         """Wait until the kernel has heard of every entry that appeared."""
         if self._appeared:
             self._appeared = False
-            await self.told()
+            await self._told(self._workers[:THREADS])
 
     async def told(self) -> None:
         """Wait until the kernel has heard of everything that was sent, within `PATIENCE`."""
+        await self._told(self._workers)
+
+    async def told_of(self, ino: int, directory: int, limit: float) -> None:
+        """Wait until the kernel has heard of everything that was sent of the content of `ino`, or of a directory.
+
+        Not from a call that may keep that directory.
+        """
+        if self._workers:
+            workers = [self._workers[THREADS + ino % THREADS], self._workers[directory % THREADS]]
+            await self._told(workers, limit)
+
+    async def _told(self, workers: list[_Worker], limit: float = PATIENCE) -> None:
         token = trio.lowlevel.current_trio_token()
         event = trio.Event()
         pending = 0
@@ -168,9 +242,9 @@ class Notifier:
             with suppress(trio.RunFinishedError):
                 token.run_sync_soon(passed)
 
-        pending = sum(worker.behind(_Barrier(told)) for worker in self._workers)
+        pending = sum(worker.behind(_Barrier(told)) for worker in workers)
         if pending:
-            with trio.move_on_after(PATIENCE) as scope:
+            with trio.move_on_after(limit) as scope:
                 await event.wait()
             if scope.cancelled_caught:
                 log.info("the kernel is slow to take what it has to forget")

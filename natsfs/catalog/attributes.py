@@ -21,6 +21,9 @@ OWN_KEYS: Final = (
     EXTENDS_KEY,
 )
 SYMLINK_KEY: Final = "symlink"
+# "MOUNT:NUID ..." of what was appended to: the last version that each mount has stored, the newest first.
+APPENDS_KEY: Final = "appends"
+APPENDERS: Final = 16  # mounts that are named there, at most
 # Only these can follow one another in the mode of something that a directory lists and that is none itself.
 _FILE_TYPES: Final = frozenset(
     [stat.S_IFREG, stat.S_IFLNK, stat.S_IFIFO, stat.S_IFSOCK, stat.S_IFCHR, stat.S_IFBLK]
@@ -234,6 +237,17 @@ class Attributes:
         if self.ino:
             encoded["ino"] = str(self.ino)
         return encoded
+
+
+def with_append(values: Mapping[str, str], mount: str, nuid: str) -> dict[str, str]:
+    """The map of a version that `mount` has made by appending."""
+    others = [entry for entry in values.get(APPENDS_KEY, "").split() if not entry.startswith(f"{mount}:")]
+    return {**values, APPENDS_KEY: " ".join([f"{mount}:{nuid}", *others[: APPENDERS - 1]])}
+
+
+def has_append(values: Mapping[str, str] | None, mount: str, nuid: str) -> bool:
+    """Whether the version `nuid`, which `mount` made by appending, was certainly stored."""
+    return f"{mount}:{nuid}" in (values or {}).get(APPENDS_KEY, "").split()
 
 
 def named_ns(values: Mapping[str, str] | bytes | None) -> int | None:

@@ -637,11 +637,11 @@ class Bucket:
             return
         if old is not None and old.meta is not None and not old.layered and extends(old.meta, meta):
             # Whoever reads it finds the bytes that were there where they were, and more behind them.
+            effects.append(ContentChanged(old.ino, old.size, meta.size))
             old.meta = meta
             old.size = meta.size
             if not old.uncommitted:
                 old.attributes = self._attributes(node)
-            effects.append(ContentChanged(old.ino))
             return
         # Somebody else's content: a new inode, as if they had renamed a file over this one. The old inode keeps
         # its bytes for whoever has it open.

@@ -210,9 +210,14 @@ class AttributesChanged:
 
 @dataclass(frozen=True, slots=True)
 class ContentChanged:
-    """The kernel's pages of `ino` show something that is no longer, or never became, its content."""
+    """The kernel's pages of `ino` show something that is no longer, or never became, its content.
+
+    Until now its size was `before` to the kernel; it is `size`.
+    """
 
     ino: Ino
+    before: int
+    size: int
 
 
 Effect = EntryChanged | AttributesChanged | ContentChanged

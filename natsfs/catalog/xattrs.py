@@ -29,7 +29,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
 
-from natsfs.catalog.attributes import OWN_KEYS, SYMLINK_KEY
+from natsfs.catalog.attributes import APPENDS_KEY, OWN_KEYS, SYMLINK_KEY
 from natsfs.catalog.metadata import Metadata
 
 PREFIX: Final = b"user."
@@ -38,7 +38,7 @@ NAME_MAX: Final = 255 - len(PREFIX)  # bytes behind the prefix, linux/limits.h
 _BINARY: Final = "0s"
 _HIDDEN: Final = b"nats."
 _HEADER: Final = "header."
-_OWN = re.compile("(?:user[.])*(?:" + "|".join((*OWN_KEYS, SYMLINK_KEY)) + ")")
+_OWN = re.compile("(?:user[.])*(?:" + "|".join((*OWN_KEYS, SYMLINK_KEY, APPENDS_KEY)) + ")")
 _RAW = re.compile(r"((?:user\.)*)name~((?:[0-9a-f]{2})+)")
 _NATS = re.compile(r"((?:user\.)*)nats\.", re.DOTALL)
 _UNNAMED = re.compile(r"((?:user\.)+)key~[0-9a-f]{32}")

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from natsfs.catalog.attributes import EXTENDS_KEY, SYMLINK_KEY
+from natsfs.catalog.attributes import EXTENDS_KEY, SYMLINK_KEY, has_append, with_append
 from natsfs.catalog.bucket import Bucket
 from natsfs.catalog.inodes import ContentChanged, Effect, EntryChanged, Inode
 from natsfs.catalog.metadata import Metadata, new_nuid
@@ -86,6 +86,9 @@ class File:
         self.builds_on_base = False
         # Where the uncommitted bytes begin if all of them were written at the end, through O_APPEND; else None.
         self._appended_from: int | None = None
+        # Versions with what was appended whose metadata was sent, or nearly: up to where, and the generation. It is not
+        # known of them whether they were stored.
+        self._tried: dict[str, tuple[int, int]] = {}
         self._overlay: Overlay | None = None
         self._spool: SpoolFile | None = None
         self._base: Version | None = None
@@ -173,7 +176,9 @@ class File:
             self._appended_from = at
         if append and at != offset:
             # The kernel has put these bytes where it took the end to be; others have appended since.
-            self._volume.notifier.send([ContentChanged(self.inode.ino)])
+            changed = ContentChanged(self.inode.ino, offset + len(data), at + len(data))
+            self._volume.notifier.send([changed])
+        self._volume.notifier.sized(self.inode.ino, offset + len(data))
         start, end = at, at + len(data)
         spool.write(data, start, overlay.missing(start, end))
         front = overlay.front
@@ -199,6 +204,7 @@ class File:
         self._check_kept()
         while size < self._reading:
             await self._commit_done.wait()
+        self._volume.notifier.sized(self.inode.ino, size)
         if self._overlay is None and size == self.inode.size and size:
             self._touch()
             return
@@ -313,11 +319,17 @@ class File:
                 await self._failed(failure)
                 raise failure from error
             self.inode.uncommitted = self.dirty or self.attributes_dirty
-        # Whoever committed finds it under its name, also where the kernel took that for another's or for nobody's.
+
+    async def shown(self) -> None:
+        """Wait until the kernel shows what was committed; it may take the name for another's, or for nobody's.
+
+        Another call may have the directory meanwhile, and wait for the store.
+        """
         node, notifier = self.inode.node, self._volume.notifier
         directory = None if node is None or node.parent is None else node.parent.inode
-        if node is not None and directory is not None and notifier.owes(directory.ino, node.name):
-            await notifier.told()
+        ino = 0 if directory is None else directory.ino
+        if (node is not None and notifier.owes(ino, node.name)) or notifier.keeps(self.inode.ino):
+            await notifier.told_of(self.inode.ino, ino, self._volume.config.options.timeout)
 
     async def _commit_on_newest(self) -> None:
         """Commit; what was only appended is moved behind what others have appended or written meanwhile."""
@@ -347,7 +359,8 @@ class File:
                 current = catalog.live(overtaken.current.subject) if catalog and overtaken.current else None
                 if current is None or not self._can_move(current):
                     raise
-                self._move_onto(current)
+                if self._move_onto(current):
+                    return
             else:
                 return
         raise Conflict(f"{self.inode.name!r} is replaced by others all the time", 0)
@@ -361,12 +374,22 @@ class File:
             and SYMLINK_KEY not in (current.attributes or {})
         )
 
-    def _move_onto(self, current: Metadata) -> None:
-        """Without a wait in between: the bytes that were appended follow on the content of `current`."""
+    def _move_onto(self, current: Metadata) -> bool:
+        """Without a wait in between: the bytes that were appended follow on the content of `current`.
+
+        True if all of them are in there already: a version was stored whose answer was lost, and others have appended
+        to it since.
+        """
         old_overlay, old_spool, start = self._overlay, self._spool, self._appended_from
         assert old_overlay is not None
         assert old_spool is not None
         assert start is not None
+        stored = -1
+        for nuid, (end, generation) in self._tried.items():
+            if has_append(current.attributes, self._files.mount, nuid):
+                start, stored = end, generation
+        self._tried.clear()
+        is_whole = stored == self._generation
         overlay, spool = Overlay(current.size), self._volume.spool.create()
         try:
             at, end = start, old_overlay.size
@@ -379,6 +402,7 @@ class File:
         except BaseException:
             spool.discard()
             raise
+        self._volume.notifier.send([ContentChanged(self.inode.ino, self.inode.size, overlay.size)])
         self._overlay, self._spool = overlay, spool
         old_spool.discard()
         self._set_base(current)
@@ -388,7 +412,8 @@ class File:
         self._appended_from = current.size
         self._no_early = False
         self._generation += 1
-        self._volume.notifier.send([ContentChanged(self.inode.ino)])
+        self.dirty = not is_whole
+        return is_whole
 
     async def _commit_content(self, *, at_once: bool = True) -> None:
         """Upload and publish; a small file with its metadata, `at_once`, where that is possible."""
@@ -415,6 +440,8 @@ class File:
                 # These chunks belong to the metadata from here on: nothing is appended to them, and nobody but the
                 # purger, which asks whether an object has them, may remove them.
                 self._upload, self._no_early = None, False
+                if self._appended_from is not None:
+                    self._tried[uploaded.nuid] = size, generation
         finally:
             self._reading = 0
             self._commit_done.set()
@@ -441,6 +468,7 @@ class File:
             return
         # The new version's bytes are those of the overlay, so what is in the spool stays good as a cache of it; and
         # what shows through from below stays the same, at the same offsets.
+        self._tried.clear()
         self._set_base(meta)
         self.pace.committed(size, time.monotonic())
         self.builds_on_base = bool(overlay.size)
@@ -542,9 +570,11 @@ class File:
     def _described(self, meta: Metadata) -> Metadata:
         """The message of a commit. Of what was only appended it says so: others then let the file grow in place."""
         described, base = self.inode.describe(meta), self.inode.meta
-        if not self.builds_on_base or base is None or self._appended_from != base.size:
-            return described
-        attributes = (described.attributes or {}) | {EXTENDS_KEY: f"{base.nuid} {base.size}"}
+        attributes = dict(described.attributes or {})
+        if self._appended_from is not None:
+            attributes = with_append(attributes, self._files.mount, meta.nuid)
+        if self.builds_on_base and base is not None and self._appended_from == base.size:
+            attributes[EXTENDS_KEY] = f"{base.nuid} {base.size}"
         return replace(described, attributes=attributes)
 
     async def _failed(self, error: StoreError) -> None:
@@ -566,12 +596,13 @@ class File:
             self._spool = None
         self.drop_layer()
         self.dirty = self.attributes_dirty = self.builds_on_base = self._no_early = False
+        self._tried.clear()
         inode.uncommitted = False
-        inode.size = inode.meta.size if inode.meta else 0
+        before, inode.size = inode.size, inode.meta.size if inode.meta else 0
         if inode.bucket is not None:
             inode.bucket.restore_attributes(inode)
         self._set_base(inode.meta)
-        effects: list[Effect] = [ContentChanged(inode.ino)]
+        effects: list[Effect] = [ContentChanged(inode.ino, before, inode.size)]
         node = inode.node
         if inode.meta is None:
             inode.unlinked = True

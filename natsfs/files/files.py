@@ -6,6 +6,7 @@ import contextlib
 import errno
 import logging
 import os
+import secrets
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -53,6 +54,7 @@ class Files:
     def __init__(self, volume: Volume, nursery: trio.Nursery) -> None:
         self.volume = volume
         self.nursery = nursery
+        self.mount = secrets.token_hex(4)  # what was appended here is known by it
         self.unsaved: list[str] = []
         self._files: dict[int, File] = {}
         self._handles: dict[int, Handle] = {}
@@ -198,6 +200,8 @@ class Files:
         except StoreError:
             handle.failures = file.failures
             raise
+        finally:
+            await file.shown()
         if handle.writable and handle.failures < file.failures and file.last_error is not None:
             handle.failures = file.failures
             raise file.last_error

@@ -53,7 +53,8 @@ class History:
         self._log = log.open("w", buffering=1)
         self._client = Client(url)
         self._changed = threading.Condition(threading.RLock())
-        # Per name the versions in the order of the store. A purge leaves no message; it is not in here.
+        # Per name the versions in the order of the store, "" for a removal. A purge leaves no message, so it is
+        # not in here.
         self._stored: dict[str, list[str]] = {}
         # Per mount and name how far in that order it has shown to be.
         self._shown: dict[tuple[int, str], int] = {}
@@ -70,6 +71,12 @@ class History:
         # Appended lines, by the name of the log: those of calls that succeeded, and of those that may have.
         self._logs = 0
         self._lines: dict[str, dict[str, bool]] = {"log0": {}}
+        # Numbers that one player each makes larger: what is stored for certain, what may be, and what is not.
+        self._numbers: dict[str, int] = {}
+        self._open: dict[str, set[int]] = {}
+        self._refused: dict[str, set[int]] = {}
+        self._seen: dict[tuple[int, str], int] = {}  # by mount
+        self.mutex = [threading.Lock() for _ in range(3)]  # of each mount
         # Names that are made exclusively.
         self._locks: Counter[str] = Counter()
         self._unsure: set[str] = set()
@@ -113,6 +120,7 @@ class History:
         self.note(f"store: {seq} {name} {nuid} {version or 'deleted'}", when)
         before = self._live.get(name)
         if deleted:
+            self._stored.setdefault(name, []).append("")
             if before is not None:
                 del self._live[name]
                 removed = self._removing[name] > 0 or self._removed.get(name, 0.0) >= when - 0.001
@@ -210,6 +218,16 @@ class History:
         why = "which is older than what it showed before" if older else "which was never stored there"
         self.wrong(f"mount {mount}: {how} {name} {what!r} ({version}), {why}")
 
+    def lacks(self, mount: int, name: str, since: int, how: str = "does not show") -> None:
+        """Nothing is there. Only for names that nobody purges: the store has a message for each removal."""
+        if not since:
+            return
+        with self._changed:
+            at = self._changed.wait_for(lambda: self._find(name, "", since), LAG)
+            self._shown[mount, name] = max(self._shown.get((mount, name), 0), int(at or 0))
+        if not at:
+            self.wrong(f"mount {mount}: {how} {name}, which was not removed since it showed it last")
+
     def _find(self, name: str, version: str, since: int) -> int | None:
         """The first place from `since` on in the order of the store, counted from 1."""
         stored = self._stored.get(name, [])
@@ -258,6 +276,46 @@ class History:
         if whole:
             for line in sorted({line for line, stored in known.items() if stored} - set(lines)):
                 self.wrong(f"{where}: {log} lacks the line {line!r}, which was stored")
+
+    # --- numbers that only grow -------------------------------------------------------------------------------
+
+    def seen(self, mount: int, what: str) -> int:
+        """To be asked before a call whose result is judged, as `shown`."""
+        return self._seen.get((mount, what), 0)
+
+    @contextmanager
+    def setting(self, mount: int, what: str, number: int) -> Iterator[None]:
+        """For the time of the one call that is to store it."""
+        with self._changed:
+            self._open.setdefault(what, set()).add(number)
+        try:
+            yield
+        except OSError as error:
+            if error.errno != errno.ETIMEDOUT:
+                with self._changed:
+                    self._open[what].discard(number)
+                    self._refused.setdefault(what, set()).add(number)
+            raise
+        with self._changed:
+            self._open[what].discard(number)
+            self._numbers[what] = number
+            self._seen[mount, what] = number
+
+    def saw_number(self, mount: int, what: str, since: int, number: int) -> None:
+        with self._changed:
+            newest = max(self._numbers.get(what, 0), *self._open.get(what, ()), 0)
+            refused = number in self._refused.get(what, ())
+            self._seen[mount, what] = max(self._seen.get((mount, what), 0), number)
+        if number < since:
+            self.wrong(f"mount {mount}: {what} is {number} after it was {since}")
+        elif number > newest or refused:
+            self.wrong(f"mount {mount}: {what} is {number}, which was not stored; {newest} is the newest")
+
+    def judge_number(self, what: str, number: int) -> None:
+        """What the store holds in the end."""
+        sure = self._numbers.get(what, 0)
+        if number != sure and not (number > sure and number in self._open.get(what, ())):
+            self.wrong(f"the store: {what} is {number}, and {sure} was stored last")
 
     # --- what is made exclusively -----------------------------------------------------------------------------
 

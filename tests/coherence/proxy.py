@@ -57,10 +57,11 @@ class Proxy:
                 near.close()
                 continue
             pair = (near, far)
+            for one in pair:  # before a cut can close them
+                one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             with self._lock:
                 self._pairs.add(pair)
             for source, sink, sift in ((near, far, self._sent()), (far, near, self._answered())):
-                source.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 threading.Thread(target=self._forward, args=(source, sink, pair, sift), daemon=True).start()
 
     def _forward(

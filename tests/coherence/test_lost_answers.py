@@ -8,7 +8,9 @@ import itertools
 import os
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -25,6 +27,11 @@ THEIR_CHANGES = (("", ""), ("put", "old"), ("delete", "new"), ("put", "new"), ("
 
 def make_exclusively(top: Path) -> None:
     os.close(os.open(top / "lock", os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+
+
+def append(path: Path, text: str) -> None:
+    with path.open("a") as file:
+        file.write(text)
 
 
 @dataclass(frozen=True)
@@ -363,3 +370,96 @@ def test_the_content_of_a_file_whose_removal_was_not_answered(
     until(lambda: client.chunks(case.bucket) == {}, 10)
     assert os.listdir(mounted.path / case.bucket) == []
     unmounted(mounted)
+
+
+@pytest.mark.semantics("appends-from-several-machines")
+def test_an_append_whose_answer_is_lost(
+    bucket: str, client: Client, gate: tuple[Server, Gate], mount: Mounter
+) -> None:
+    """It was stored, and others have appended to it since: its line is not in there twice."""
+    server, proxy = gate
+    mounts = [mount(f"/{bucket}", server=server) for _ in range(2)]
+    for one in mounts:
+        one.allow(" WARNING ")
+    for first, between in itertools.product(("", "first\n"), (0, 1, 3)):
+        here, there = (one.path / f"log{len(first)}{between}" for one in mounts)
+        if first:
+            append(here, first)
+            until(there.exists)
+        proxy.keep(bucket, 1, stored=True)
+        with ThreadPoolExecutor() as threads:
+            late = threads.submit(append, here, "late\n")
+            until(lambda: proxy.has_kept(bucket))
+            expected = first + "late\n"
+            until(lambda: there.exists() and there.read_text() == expected)  # noqa: B023
+            for number in range(between):
+                append(there, f"{number}\n")
+                expected += f"{number}\n"
+            proxy.cut()
+            late.result(30)
+        proxy.release([bucket])
+        proxy.answered.clear()
+        assert client.read(bucket, here.name).decode() == expected
+        for path in (here, there):
+            until(lambda: path.read_text() == expected)  # noqa: B023
+        append(here, "more\n")
+        assert client.read(bucket, here.name).decode() == expected + "more\n"
+    for one in mounts:
+        unmounted(one)
+
+
+@pytest.mark.semantics("exclusive-everywhere")
+@pytest.mark.parametrize("is_dir", [False, True], ids=["file", "directory"])
+def test_a_lock_that_is_taken_before_its_removal_is_answered(
+    bucket: str, client: Client, gate: tuple[Server, Gate], mount: Mounter, is_dir: bool
+) -> None:
+    """The removal was stored, and its answer lost: it must not remove what somebody else has made since."""
+    server, proxy = gate
+    mounts = [mount(f"/{bucket}", server=server) for _ in range(2)]
+    for one in mounts:
+        one.allow(" WARNING ")
+    here, there = (one.path for one in mounts)
+    make = (lambda top: (top / "lock").mkdir()) if is_dir else make_exclusively
+    make(here)
+    until((there / "lock").exists)
+    proxy.keep(bucket, 1, stored=True)
+    with ThreadPoolExecutor() as threads:
+        removal = threads.submit((here / "lock").rmdir if is_dir else (here / "lock").unlink)
+        until(lambda: proxy.has_kept(bucket))
+        until(lambda: not (there / "lock").exists())
+        make(there)
+        proxy.cut()
+        removal.result(30)
+    proxy.release([bucket])
+    assert client.names(bucket) == {"lock/" if is_dir else "lock"}
+    for top in (here, there):
+        until((top / "lock").exists)
+    for one in mounts:
+        unmounted(one)
+
+
+@pytest.mark.semantics("exclusive-everywhere")
+@pytest.mark.parametrize("is_dir", [False, True], ids=["file", "directory"])
+def test_a_lock_that_is_changed_before_its_maker_knows_of_it(
+    bucket: str, client: Client, gate: tuple[Server, Gate], mount: Mounter, is_dir: bool
+) -> None:
+    """It is its maker's all the same: with EEXIST nobody would ever remove it."""
+    server, proxy = gate
+    mounts = [mount(f"/{bucket}", server=server) for _ in range(2)]
+    for one in mounts:
+        one.allow(" WARNING ")
+    here, there = (one.path for one in mounts)
+    proxy.keep(bucket, 1, stored=True)
+    with ThreadPoolExecutor() as threads:
+        made = threads.submit((here / "lock").mkdir if is_dir else partial(make_exclusively, here))
+        until(lambda: proxy.has_kept(bucket))
+        until((there / "lock").exists)
+        os.setxattr(there / "lock", "user.seen", b"1")
+        proxy.cut()
+        made.result(30)
+    proxy.release([bucket])
+    assert os.getxattr(here / "lock", "user.seen") == b"1"
+    ((here / "lock").rmdir if is_dir else (here / "lock").unlink)()
+    assert client.names(bucket) == set()
+    for one in mounts:
+        unmounted(one)

@@ -15,7 +15,20 @@ from pathlib import Path
 import pytest
 
 from tests.coherence.history import History, key, republish
-from tests.coherence.players import FINE, KINDS, LINKS, Direct, Player, content
+from tests.coherence.players import (
+    FINE,
+    GRACE,
+    KEPT,
+    KINDS,
+    LINKS,
+    PLAYERS,
+    SLOTS,
+    TAGS,
+    Direct,
+    Player,
+    content,
+    slots,
+)
 from tests.coherence.proxy import Proxy
 from tests.support import Client, Mount, Server, until
 
@@ -46,7 +59,8 @@ def history(bucket: str, client: Client, nats_server: Server, tmp_path: Path) ->
 
 def mounted_all(server: Server, folder: Path, bucket: str, count: int) -> list[Mount]:
     return [
-        Mount.make(server, folder / str(number), f"/{bucket}", "purge_grace=5") for number in range(count)
+        Mount.make(server, folder / str(number), f"/{bucket}", f"purge_grace={GRACE:g}")
+        for number in range(count)
     ]
 
 
@@ -120,6 +134,15 @@ def agreed(mounts: list[Mount], client: Client, bucket: str, since: float) -> fl
     raise AssertionError("\n".join([f"not within {AGREE:g} s, but in {took:.2f} s:", *wrong]))
 
 
+def tags(top: Path) -> list[int]:
+    """The attributes of all players that show; the last of them was set last."""
+    names = [f"user.tag{player}" for player in range(1, PLAYERS + 1)]
+    try:
+        return [int(os.getxattr(top / TAGS, name)) for name in names if name in os.listxattr(top / TAGS)]
+    except FileNotFoundError:
+        return []
+
+
 def found(path: Path) -> bytes | None:
     """The content; None until the name shows. Any other error is one."""
     try:
@@ -163,10 +186,16 @@ def test_many_mounts(
     fine = FINE | ({errno.ETIMEDOUT} if cuts else set())
     for name in ("d", "p"):
         (mounts[0].path / name).mkdir()
+    for name in KEPT:
+        (mounts[0].path / name).write_bytes(content(0, 1, 4000))
+    (mounts[0].path / SLOTS).write_bytes(slots([0] * PLAYERS))
+    (mounts[0].path / TAGS).touch()
+    for number in range(1, PLAYERS + 1):
+        os.setxattr(mounts[0].path / TAGS, f"user.tag{number}", b"0")
     for mount in mounts:
         mount.allow(" WARNING ")  # each call that meets another's change, and each cut, says so
         mount.allow_failed()
-        until(lambda mount=mount: (mount.path / "p").is_dir())  # type: ignore[misc]
+        until(lambda mount=mount: tags(mount.path) == [0] * PLAYERS)  # type: ignore[misc]
     players: list[Player | Direct] = [
         Player(number + 1, where, mounts[where].path, history, seed + number, fine, alone=where == 0)
         for number, where in enumerate((0, 1, 1, 2, 2))
@@ -206,6 +235,10 @@ def test_many_mounts(
         data = client.read(bucket, name)
         if name in history.logs:
             history.judge_log("the store", name, data, whole=True)
+    for number, tag in enumerate(tags(mounts[0].path), 1):
+        history.judge_number(f"tag {number}", tag)
+    for number, line in enumerate(client.read(bucket, SLOTS).splitlines(), 1):
+        history.judge_number(f"slot {number}", int(line.split()[1]))
     left = [name for name in os.listdir(mounts[0].path) if name.startswith(KINDS)]
     assert [name for name in left if not history.is_unsure(name)] == []
     # A write by each mount in turn is everybody's at once, and nothing of it was lost.

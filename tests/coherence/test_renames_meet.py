@@ -173,6 +173,9 @@ def test_what_is_renamed_was_replaced_meanwhile(
         caught_up(slow, other)
         hold.release()
         assert (first.ended(), second.ended()) == (0, 0)
+        assert content(slow.path / "d/g") == "new"
+        if exchange:
+            assert content(slow.path / "f") == "d/g"
     expected = {"d/b": "d/a", "d/g": "new"} | ({"f": "d/g"} if exchange else {})
     agree(slow, other, client, bucket, expected)
 
@@ -318,3 +321,27 @@ def test_a_directory_is_not_renamed_over_what_others_have_put_there(
         hold.release()
         assert rename.ended() == errno.ENOTEMPTY
     agree(slow, other, client, bucket, FILLED | {"e/b": "theirs"})
+
+
+@pytest.mark.semantics("own-changes")
+def test_a_close_in_a_directory_that_is_in_use(pair: tuple[Mount, Mount], proxy: Proxy, bucket: str) -> None:
+    """It gives its file the name back; while a call keeps the directory the kernel cannot hear of that."""
+    slow, other = pair
+    fill(slow, other, "f")
+    fd = os.open(slow.path / "f", os.O_WRONLY | os.O_TRUNC)
+    os.write(fd, b"mine")
+    (other.path / "f").write_text("theirs")
+    until(lambda: content(slow.path / "f") == "theirs")
+    with (
+        (slow.path / "large").open("wb", buffering=0) as large,
+        proxy.holding(f"$O.{bucket}.C.".encode()) as hold,
+    ):
+        large.write(bytes(300_000))
+        rename = Call(lambda: (slow.path / "large").rename(slow.path / "moved"))
+        assert hold.holds.wait(10)
+        close = Call(lambda: os.close(fd))
+        close.join(0.5)
+        assert close.error is None or content(slow.path / "f") == "mine"
+        hold.release()
+        assert (rename.ended(), close.ended()) == (0, 0)
+        assert content(slow.path / "f") == "mine"
