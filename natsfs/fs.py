@@ -162,7 +162,7 @@ class FileSystem(pyfuse3.Operations):
 
     @staticmethod
     def _caller(ctx: RequestContext) -> Caller:
-        return Caller(ctx.uid, ctx.gid)
+        return Caller(ctx.uid, ctx.gid, ctx.pid)
 
     # --- names ------------------------------------------------------------------------------------------------
 
@@ -238,6 +238,7 @@ class FileSystem(pyfuse3.Operations):
             name_old,
             self._inode(parent_inode_new),
             name_new,
+            self._caller(ctx),
             replace_target=not flags & pyfuse3.RENAME_NOREPLACE,
             exchange=bool(flags & pyfuse3.RENAME_EXCHANGE),
         )

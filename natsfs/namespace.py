@@ -48,6 +48,15 @@ PIPELINE = 64  # messages of one directory rename under way at a time
 class Caller:
     uid: int
     gid: int
+    pid: int  # of the thread
+
+
+class _WasThere(Exception):
+    """A name that must be free was somebody's until `seq`, a moment ago."""
+
+    def __init__(self, seq: int) -> None:
+        super().__init__(seq)
+        self.seq = seq
 
 
 @dataclass(eq=False, slots=True)
@@ -71,7 +80,7 @@ class Namespace:
         self._volume = volume
         self._files = files
         self._settling: set[Inode] = set()  # directories whose attributes are to be stored in a moment
-        self._refused: set[tuple[Ino, bytes]] = set()  # names of which a rename was refused, to come again
+        self._refused: set[tuple[int, Ino, bytes]] = set()  # who was told to look at a name again
 
     # --- finding ----------------------------------------------------------------------------------------------
 
@@ -185,9 +194,17 @@ class Namespace:
         ):
             yield operation
 
-    async def _create(self, catalog: Bucket, meta: Metadata) -> Metadata:
-        """Publish an object that must not exist yet, against everybody else's attempts. Raises EEXIST."""
+    async def _create(
+        self, catalog: Bucket, parent: Inode, name: bytes, meta: Metadata, caller: Caller
+    ) -> Metadata:
+        """Publish an object that must not exist yet, against everybody else's attempts. Raises EEXIST.
+
+        Whoever has it sees all that was done before it was free, by who had it as a lock for one.
+        """
+        again = self._came_again(caller, parent, name)
+        self._check_free(caller, parent, name, again)
         for _ in range(ATTEMPTS):
+            expected = catalog.last_seq(meta.subject)
             async with self._changing(catalog) as operation:
                 # Looked at again: somebody's object may have arrived while the lock was waited for, and its
                 # sequence must not be the one that is expected.
@@ -206,9 +223,25 @@ class Namespace:
             there = catalog.live(meta.subject)
             if there is not None and there.nuid == meta.nuid:
                 return there  # the answer was lost, and somebody has changed its attributes since
+            seq = catalog.last_seq(meta.subject)
             if there is not None:
                 raise refuse(errno.EEXIST)
+            if seq > expected:
+                await self._hear_of(catalog, seq, parent, name)
+                self._check_free(caller, parent, name, again)
         raise refuse(errno.EEXIST)
+
+    async def _hear_of(self, catalog: Bucket, seq: int, parent: Inode, name: bytes) -> None:
+        """Somebody had a name, and `seq` is its removal: of what they did before that nothing may have been heard."""
+        await self._volume.hear(catalog, seq)
+        self._volume.notifier.send([EntryChanged(parent.ino, name)])  # behind the news of the directory
+
+    def _check_free(self, caller: Caller, parent: Inode, name: bytes, again: bool) -> None:
+        """Raise ESTALE, or if the call came `again` EEXIST, where the kernel has not heard of who had the name last."""
+        if self._volume.notifier.owes(parent.ino, name):
+            if again:
+                raise refuse(errno.EEXIST, name)
+            self._send_again(caller, parent, name)
 
     def _marker(self, catalog: Bucket, node: Node) -> Metadata:
         """The marker that says about a directory what is known of it now."""
@@ -265,7 +298,8 @@ class Namespace:
             raise refuse(errno.EINVAL, name)  # its object would be the directory's marker
         attributes = self._new_attributes(parent, stat.S_IFREG | stat.S_IMODE(mode), caller)
         if flags & os.O_EXCL and self._volume.config.options.excl == "cluster":
-            await self._create(catalog, self._empty(catalog, full_name, attributes.encode(None)))
+            meta = self._empty(catalog, full_name, attributes.encode(None))
+            await self._create(catalog, parent, name, meta, caller)
             node = self._child(directory, name)
             if node is None:
                 raise refuse(errno.EIO, name)  # somebody else removed it already
@@ -287,7 +321,8 @@ class Namespace:
         if self._child(directory, name) is not None:
             raise refuse(errno.EEXIST, name)
         attributes = self._new_attributes(parent, stat.S_IFDIR | stat.S_IMODE(mode), caller)
-        await self._create(catalog, self._empty(catalog, full_name, attributes.encode(None)))
+        meta = self._empty(catalog, full_name, attributes.encode(None))
+        await self._create(catalog, parent, name, meta, caller)
         made = self._child(directory, name)
         if made is None:
             raise refuse(errno.EIO, name)
@@ -367,7 +402,9 @@ class Namespace:
             raise refuse(errno.EINVAL, name)
         attributes = self._new_attributes(parent, mode, caller, rdev)
         meta = self._empty(catalog, full_name, attributes.encode(None) | more)
-        await self._create(catalog, meta if link is None else replace(meta, link=link, digest=None))
+        if link is not None:
+            meta = replace(meta, link=link, digest=None)
+        await self._create(catalog, parent, name, meta, caller)
         made = self._child(directory, name)
         if made is None:
             raise refuse(errno.EIO, name)
@@ -578,6 +615,7 @@ class Namespace:
         old_name: bytes,
         new_parent: Inode,
         new_name: bytes,
+        caller: Caller,
         *,
         replace_target: bool = True,
         exchange: bool = False,
@@ -595,7 +633,13 @@ class Namespace:
         target = self._child(target_dir, new_name)
         if exchange and target is None:
             raise refuse(errno.ENOENT, new_name)
-        self._look_again((old_parent, old_name), *([(new_parent, new_name)] if exchange else []))
+        notifier = self._volume.notifier
+        places = [(old_parent, old_name), *([(new_parent, new_name)] if exchange else [])]
+        again = self._came_again(caller, new_parent, new_name)
+        if not again and any(notifier.owes(place.ino, one) for place, one in places):
+            # The kernel would have what it takes the name for under the new one, until it can be told. It asks for what
+            # a rename replaces anyway.
+            self._send_again(caller, new_parent, new_name)
         if target is source:
             return
         self._volume.check_writable(catalog)
@@ -611,6 +655,8 @@ class Namespace:
                 await self._exchange_files(catalog, source, target)
             self._remind((old_parent, old_name), (new_parent, new_name))
             return
+        if not replace_target:
+            self._check_free(caller, new_parent, new_name, again)
         if target is not None:
             if not replace_target:
                 raise refuse(errno.EEXIST, new_name)
@@ -623,22 +669,28 @@ class Namespace:
         if source.is_dir:
             await self._rename_directory(catalog, source, target_dir, new_name, target)
         else:
-            await self._rename_file(catalog, source, target_dir, new_name, replace_target)
+            try:
+                await self._rename_file(catalog, source, target_dir, new_name, replace_target)
+            except _WasThere as there:
+                await self._hear_of(catalog, there.seq, new_parent, new_name)
+                self._check_free(caller, new_parent, new_name, again)
+                raise refuse(errno.EEXIST, new_name) from None
         self._remind((old_parent, old_name), (new_parent, new_name))
 
-    def _look_again(self, *places: tuple[Inode, bytes]) -> None:
-        """Raise ESTALE, once, where the kernel may take a name for what it led to before others changed it.
+    def _send_again(self, caller: Caller, parent: Inode, name: bytes) -> None:
+        """Raise ESTALE where the kernel may take names for what they led to before others changed them.
 
-        It would have that under the new name, until it can be told once the rename is over. After ESTALE it asks what
-        the name leads to, and comes again; it asks for what a rename replaces anyway.
+        Only when the call has let go of its directory the kernel can be told. It comes again then, once, and asks what
+        the names lead to.
         """
-        keys = {(parent.ino, name) for parent, name in places}
-        owed = {key for key in keys if self._volume.notifier.owes(*key)}
-        again = bool(keys & self._refused)
-        self._refused -= keys
-        if owed and not again:  # the kernel comes again once, and not twice
-            self._refused |= owed
-            raise refuse(errno.ESTALE, places[0][1])
+        self._refused.add((caller.pid, parent.ino, name))
+        raise refuse(errno.ESTALE, name)
+
+    def _came_again(self, caller: Caller, parent: Inode, name: bytes) -> bool:
+        key = (caller.pid, parent.ino, name)
+        again = key in self._refused
+        self._refused.discard(key)
+        return again
 
     def _remind(self, *places: tuple[Inode, bytes]) -> None:
         """After a rename the kernel has what it knew of one name under the other.
@@ -776,13 +828,13 @@ class Namespace:
                 subject = catalog.subject_of(new_name, target)
                 now = time.time_ns()
                 async with self._changing(catalog) as operation:
-                    replaced = catalog.live(subject)
+                    expected, replaced = catalog.last_seq(subject), catalog.live(subject)
                     if replaced is not None and not replace_target:
                         raise refuse(errno.EEXIST, name)
                     renamed = self._renamed(catalog, node, old, new_name, subject, now)
                     try:
                         async with self._all_or_nothing(operation, catalog, log):
-                            moved = await operation.publish(renamed, catalog.last_seq(subject))
+                            moved = await operation.publish(renamed, expected)
                             buried = await self._bury(operation, catalog, old, now)
                     except Conflict as conflict:
                         doubtful = conflict.doubtful
@@ -806,6 +858,9 @@ class Namespace:
                 if doubtful and await self._was_replaced_since(catalog, node, old):
                     await self._remove(catalog, node)
                     return
+                seq = catalog.last_seq(subject)
+                if not replace_target and not doubtful and catalog.live(subject) is None and seq > expected:
+                    raise _WasThere(seq)
             raise refuse(errno.EBUSY, name)
 
     async def _was_replaced_since(self, catalog: Bucket, node: Node, old: Metadata) -> bool:

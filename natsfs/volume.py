@@ -83,6 +83,9 @@ FREEZE = 20_000  # listed objects after which the garbage collector is told to l
 YOUNG = 25_000  # new objects after which it looks for garbage: not while a bucket is listed
 TAKES = 3  # attempts to take a message back, where others change its name in the same moment
 INSIST = 10.0  # seconds, at most, between two attempts at what the store has still to take
+HEAR = (
+    2.0  # seconds; a message that was purged since never comes, and a watch that is silent is known by then
+)
 INFO_AGE = 2.0  # seconds for which statfs(2) believes the last answer
 
 
@@ -342,6 +345,7 @@ class Volume:
         self._twins: dict[Bucket, dict[str, tuple[str, float, float]]] = {}
         self._started_ns = time.time_ns()
         self._listed = 0
+        self._heard = trio.Event()  # set and replaced when messages of a watch have been applied
         self._account = (0, -1)
         self._account_time = -INFO_AGE
 
@@ -436,6 +440,8 @@ class Volume:
             case Messages(messages=messages):
                 assert catalog is not None
                 await self._observe(catalog, messages)
+                self._heard.set()
+                self._heard = trio.Event()
             case Loaded():
                 assert catalog is not None
                 first = not catalog.loaded
@@ -595,6 +601,19 @@ class Volume:
         catalog.doubtful.discard(subject)
         self.notifier.send(effects)
         return meta
+
+    async def hear(self, catalog: Bucket, seq: int) -> None:
+        """Wait until the watch has come to `seq`, which the leader has told: all that came before is known then.
+
+        Raises `Unreachable` if the watch does not stand.
+        """
+        with trio.move_on_after(HEAR) as scope:
+            while catalog.watched_seq < seq:
+                await self._heard.wait()
+        if scope.cancelled_caught and (
+            not self.mounted_of(catalog).followed or self.store.is_silent(catalog.name)
+        ):
+            raise Unreachable(f"bucket {catalog.name}: no news of others' changes arrive")
 
     async def refresh_all(self, catalog: Bucket) -> None:
         """Compare the live objects with the subjects that are stored: a purge may have gone unheard."""

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.coherence.proxy import Proxy
 from tests.coherence.writers import WRITERS, Writer
 from tests.interop.clients import javascript_folder
 from tests.support import Mount, Server
@@ -65,3 +66,14 @@ def writers(nats_server: Server) -> Iterator[Callable[[str, Mount], Writer]]:
     yield get
     for writer in made.values():
         writer.close()
+
+
+@pytest.fixture
+def proxied(nats_server: Server) -> Iterator[tuple[Server, Proxy]]:
+    """The server behind a proxy, for `mount`."""
+    proxy = Proxy(nats_server.port)
+    behind = Server()
+    behind.port = proxy.port
+    behind._process, behind._connected = nats_server._process, nats_server.client
+    yield behind, proxy
+    proxy.close()

@@ -12,10 +12,11 @@ _PAYLOAD = re.compile(rb"(H?PUB|H?MSG) (\S+) (.*?)(\d+)\Z")
 
 
 class Hold:
-    """The first connection that sends `text` gets no further until `release`."""
+    """The first connection that sends `text`, or is sent it if `answers`, gets no further until `release`."""
 
-    def __init__(self, text: bytes) -> None:
+    def __init__(self, text: bytes, *, answers: bool = False) -> None:
         self.text = text
+        self.answers = answers
         self.holds = threading.Event()
         self._released = threading.Event()
 
@@ -74,7 +75,7 @@ class Proxy:
         with contextlib.suppress(OSError):
             while data := source.recv(1 << 18):
                 hold = self._hold
-                if hold is not None and source is pair[0]:
+                if hold is not None and source is pair[hold.answers]:
                     hold.pass_on(data)
                 sink.sendall(sift(data))
         self._end(pair)
@@ -98,9 +99,9 @@ class Proxy:
                     one.close()
 
     @contextlib.contextmanager
-    def holding(self, text: bytes) -> Iterator[Hold]:
-        """The next connection that sends `text` waits, until the end of the block at most."""
-        self._hold = hold = Hold(text)
+    def holding(self, text: bytes, *, answers: bool = False) -> Iterator[Hold]:
+        """The next connection that sends `text`, or is sent it, waits, until the end of the block at most."""
+        self._hold = hold = Hold(text, answers=answers)
         try:
             yield hold
         finally:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
@@ -14,16 +13,6 @@ from tests.support import Client, Mounter, Server, opened, until
 
 LARGE = 2 << 20  # bytes; so much is not fetched before an open(2) returns
 END, MORE = b"a" * 100, b"b" * 19
-
-
-@pytest.fixture
-def proxied(nats_server: Server) -> Iterator[tuple[Server, Proxy]]:
-    proxy = Proxy(nats_server.port)
-    behind = Server()
-    behind.port = proxy.port
-    behind._process, behind._connected = nats_server._process, nats_server.client
-    yield behind, proxy
-    proxy.close()
 
 
 def end_of(path: Path) -> bytes:

@@ -7,13 +7,18 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
 import pytest
 
+from tests.coherence.proxy import Proxy
 from tests.coherence.test_seen_at_once import Writers, entry, whole
-from tests.support import Client, Mount, Mounter, noise, opened, raises, run, until
+from tests.posix.libc import RENAME_NOREPLACE, renameat2
+from tests.support import Client, Mount, Mounter, Server, content, noise, opened, raises, run, until
 
 
 @pytest.fixture(params=["natsfs", "go", "rust", "javascript", "python"])
@@ -200,7 +205,10 @@ def test_what_was_not_only_appended_is_not_moved(
 
 @pytest.mark.semantics("exclusive-everywhere")
 def test_a_lock_file(folders: tuple[Path, Path]) -> None:
-    """A lock file made with O_EXCL and removed again excludes between two mounts: the counter it guards is right."""
+    """A lock file made with O_EXCL and removed again excludes between two mounts: the counter it guards is right.
+
+    Who has it next sees what was done under it before.
+    """
     here, there = folders
     (here / "counter").write_text("0")
     until(lambda: (there / "counter").exists())
@@ -220,6 +228,10 @@ for _ in range(count):
         os.unlink(folder + "/inside")
         with open(folder + "/total", "a") as total:
             total.write("x")
+        with open(folder + "/counter") as counter:
+            value = int(counter.read())
+        with open(folder + "/counter", "w") as counter:
+            counter.write(str(value + 1))
     finally:
         os.unlink(folder + "/lock")
 """
@@ -232,6 +244,51 @@ for _ in range(count):
     ]
     assert [process.communicate(timeout=100)[1] for process in running] == ["", ""]
     until(lambda: (here / "total").read_text() == "x" * 2 * count)
+    assert [(folder / "counter").read_text() for folder in folders] == [str(2 * count)] * 2
+
+
+LOCKS: dict[str, Callable[[Path], object]] = {
+    "O_EXCL": lambda path: os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY)),
+    "mkdir": lambda path: path.mkdir(),
+    "symlink": lambda path: path.symlink_to("x"),
+    "RENAME_NOREPLACE": lambda path: renameat2(path.with_name("mine"), path, RENAME_NOREPLACE),
+}
+
+
+@pytest.mark.semantics("exclusive-everywhere")
+@pytest.mark.parametrize("how", LOCKS)
+def test_a_lock_of_which_nothing_was_heard(
+    proxied: tuple[Server, Proxy], nats_server: Server, bucket: str, mount: Mounter, how: str
+) -> None:
+    """It was taken and given back elsewhere; what was written under it shows to who has it next."""
+    behind, proxy = proxied
+    here, there = (mount(f"/{bucket}", server=server).path for server in (behind, nats_server))
+    (here / "index").write_text("old")
+    (here / "mine").write_bytes(b"")
+    until(lambda: content(there / "index") == b"old")
+    assert not (here / "lock").exists()
+    with proxy.holding(b'"name":"lock', answers=True) as hold:
+        LOCKS["mkdir" if how == "mkdir" else "O_EXCL"](there / "lock")
+        assert hold.holds.wait(10)
+        (there / "index").write_text("new")
+        if how == "mkdir":
+            (there / "lock").rmdir()
+        else:
+            (there / "lock").unlink()
+
+        def take() -> bytes | None:
+            while True:
+                try:
+                    LOCKS[how](here / "lock")
+                    return content(here / "index")
+                except FileExistsError:
+                    time.sleep(0.001)
+
+        with ThreadPoolExecutor() as threads:
+            taken = threads.submit(take)
+            wait([taken], 0.5)  # one that waits for nothing is over by now
+            hold.release()
+            assert taken.result(20) == b"new"
 
 
 @pytest.mark.semantics("exclusive-everywhere")

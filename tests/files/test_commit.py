@@ -27,7 +27,7 @@ from natsfs.store.segments import Kept, Spooled
 from natsfs.volume import Volume
 from tests.support import Client, Server, noise
 
-CALLER = Caller(os.getuid(), os.getgid())
+CALLER = Caller(os.getuid(), os.getgid(), os.getpid())
 
 
 @dataclass
