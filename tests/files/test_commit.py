@@ -73,8 +73,8 @@ class System:
         places = []
         for path in (old, new):
             parent, _, name = path.rpartition("/")
-            places += [await self.find(parent) if parent else self.root, name.encode()]
-        await self.names.rename(*places, replace_target=True)  # type: ignore[arg-type]
+            places.append((await self.find(parent) if parent else self.root, name.encode()))
+        await self.names.rename(*places[0], *places[1], CALLER)
 
     async def seen(self, path: str) -> Inode:
         """What the watch brings."""
