@@ -13,6 +13,7 @@ from queue import SimpleQueue
 
 import trio
 
+THREAD = "natsfs-digest"
 BACKLOG = 8 * 1024 * 1024  # bytes
 
 _Work = tuple["hashlib._Hash", bytes] | Callable[[], None] | None
@@ -56,7 +57,7 @@ class Hasher:
 
     async def _run(self) -> None:
         try:
-            await trio.to_thread.run_sync(self._loop, abandon_on_cancel=True)
+            await trio.to_thread.run_sync(self._loop, abandon_on_cancel=True, thread_name=THREAD)
         finally:
             self._work.put(None)
 

@@ -13,7 +13,7 @@ import pytest
 
 from tests.coherence.proxy import Proxy
 from tests.posix.libc import RENAME_EXCHANGE, renameat2
-from tests.support import Client, Mount, Mounter, Server, until
+from tests.support import Client, Mount, Mounter, Server, content, until
 
 TOMBSTONE = b'"deleted":true'
 
@@ -80,11 +80,9 @@ def caught_up(slow: Mount, other: Mount) -> None:
     until(lambda: os.getxattr(slow.path / "d", "user.mark") == mark)
 
 
-def content(path: Path) -> str | None:
-    try:
-        return path.read_text()
-    except FileNotFoundError:
-        return None
+def text(path: Path) -> str | None:
+    data = content(path)
+    return None if data is None else data.decode()
 
 
 def agree(slow: Mount, other: Mount, client: Client, bucket: str, expected: dict[str, str]) -> None:
@@ -93,7 +91,7 @@ def agree(slow: Mount, other: Mount, client: Client, bucket: str, expected: dict
     assert {name for name in client.names(bucket) if not name.endswith("/")} == expected.keys()
     for path in (slow.path, other.path):
         # By name first: a listing tells the kernel anew what each name leads to.
-        until(lambda path=path: {name: content(path / name) for name in expected} == expected)  # type: ignore[misc]
+        until(lambda path=path: {name: text(path / name) for name in expected} == expected)  # type: ignore[misc]
         assert {str(one.relative_to(path)) for one in path.rglob("*") if one.is_file()} == expected.keys()
 
 
@@ -104,7 +102,7 @@ def renaming(pair: tuple[Mount, Mount], proxy: Proxy) -> Iterator[Callable[[], i
     with proxy.holding(TOMBSTONE) as hold:
         rename = Call(lambda: (slow.path / "f").rename(slow.path / "g"))
         assert hold.holds.wait(10)
-        until(lambda: content(other.path / "g") == "f")
+        until(lambda: text(other.path / "g") == "f")
 
         def ended() -> int | None:
             hold.release()
@@ -173,9 +171,9 @@ def test_what_is_renamed_was_replaced_meanwhile(
         caught_up(slow, other)
         hold.release()
         assert (first.ended(), second.ended()) == (0, 0)
-        assert content(slow.path / "d/g") == "new"
+        assert text(slow.path / "d/g") == "new"
         if exchange:
-            assert content(slow.path / "f") == "d/g"
+            assert text(slow.path / "f") == "d/g"
     expected = {"d/b": "d/a", "d/g": "new"} | ({"f": "d/g"} if exchange else {})
     agree(slow, other, client, bucket, expected)
 
@@ -273,7 +271,7 @@ def test_a_directory_is_changed_while_it_is_renamed(
         hold.release()
         assert rename.ended() == 0
     expected = moved({name: text for name, text in {**FILLED, **changed}.items() if text is not None})
-    assert {name: content(slow.path / name) for name in expected} == expected
+    assert {name: text(slow.path / name) for name in expected} == expected
     assert not (slow.path / "r").exists()
     agree(slow, other, client, bucket, expected)
     for one in pair:
@@ -331,7 +329,7 @@ def test_a_close_in_a_directory_that_is_in_use(pair: tuple[Mount, Mount], proxy:
     fd = os.open(slow.path / "f", os.O_WRONLY | os.O_TRUNC)
     os.write(fd, b"mine")
     (other.path / "f").write_text("theirs")
-    until(lambda: content(slow.path / "f") == "theirs")
+    until(lambda: text(slow.path / "f") == "theirs")
     with (
         (slow.path / "large").open("wb", buffering=0) as large,
         proxy.holding(f"$O.{bucket}.C.".encode()) as hold,
@@ -341,7 +339,7 @@ def test_a_close_in_a_directory_that_is_in_use(pair: tuple[Mount, Mount], proxy:
         assert hold.holds.wait(10)
         close = Call(lambda: os.close(fd))
         close.join(0.5)
-        assert close.error is None or content(slow.path / "f") == "mine"
+        assert close.error is None or text(slow.path / "f") == "mine"
         hold.release()
         assert (rename.ended(), close.ended()) == (0, 0)
-        assert content(slow.path / "f") == "mine"
+        assert text(slow.path / "f") == "mine"
