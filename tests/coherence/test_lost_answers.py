@@ -408,17 +408,25 @@ def test_an_append_whose_answer_is_lost(
         unmounted(one)
 
 
-@pytest.mark.semantics("exclusive-everywhere")
-@pytest.mark.parametrize("is_dir", [False, True], ids=["file", "directory"])
-def test_a_lock_that_is_taken_before_its_removal_is_answered(
-    bucket: str, client: Client, gate: tuple[Server, Gate], mount: Mounter, is_dir: bool
-) -> None:
-    """The removal was stored, and its answer lost: it must not remove what somebody else has made since."""
+@pytest.fixture
+def two(bucket: str, gate: tuple[Server, Gate], mount: Mounter) -> Iterator[tuple[Path, Path, Gate]]:
+    """Two mounts of a bucket behind the gate, which are taken down before it is."""
     server, proxy = gate
     mounts = [mount(f"/{bucket}", server=server) for _ in range(2)]
     for one in mounts:
         one.allow(" WARNING ")
-    here, there = (one.path for one in mounts)
+    yield mounts[0].path, mounts[1].path, proxy
+    for one in mounts:
+        unmounted(one)
+
+
+@pytest.mark.semantics("exclusive-everywhere")
+@pytest.mark.parametrize("is_dir", [False, True], ids=["file", "directory"])
+def test_a_lock_that_is_taken_before_its_removal_is_answered(
+    bucket: str, client: Client, two: tuple[Path, Path, Gate], is_dir: bool
+) -> None:
+    """The removal was stored, and its answer lost: it must not remove what somebody else has made since."""
+    here, there, proxy = two
     make = (lambda top: (top / "lock").mkdir()) if is_dir else make_exclusively
     make(here)
     until((there / "lock").exists)
@@ -434,21 +442,15 @@ def test_a_lock_that_is_taken_before_its_removal_is_answered(
     assert client.names(bucket) == {"lock/" if is_dir else "lock"}
     for top in (here, there):
         until((top / "lock").exists)
-    for one in mounts:
-        unmounted(one)
 
 
 @pytest.mark.semantics("exclusive-everywhere")
 @pytest.mark.parametrize("is_dir", [False, True], ids=["file", "directory"])
 def test_a_lock_that_is_changed_before_its_maker_knows_of_it(
-    bucket: str, client: Client, gate: tuple[Server, Gate], mount: Mounter, is_dir: bool
+    bucket: str, client: Client, two: tuple[Path, Path, Gate], is_dir: bool
 ) -> None:
     """It is its maker's all the same: with EEXIST nobody would ever remove it."""
-    server, proxy = gate
-    mounts = [mount(f"/{bucket}", server=server) for _ in range(2)]
-    for one in mounts:
-        one.allow(" WARNING ")
-    here, there = (one.path for one in mounts)
+    here, there, proxy = two
     proxy.keep(bucket, 1, stored=True)
     with ThreadPoolExecutor() as threads:
         made = threads.submit((here / "lock").mkdir if is_dir else partial(make_exclusively, here))
@@ -461,5 +463,3 @@ def test_a_lock_that_is_changed_before_its_maker_knows_of_it(
     assert os.getxattr(here / "lock", "user.seen") == b"1"
     ((here / "lock").rmdir if is_dir else (here / "lock").unlink)()
     assert client.names(bucket) == set()
-    for one in mounts:
-        unmounted(one)
