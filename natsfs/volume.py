@@ -487,6 +487,7 @@ class Volume:
             metas.append(meta)
             if meta.deleted:
                 await self.notifier.entries_told()
+            before = catalog.nuid_of(meta.subject) if catalog.loaded and not meta.deleted else ""
             try:
                 effects = catalog.observe(meta)
             except Exception:
@@ -495,6 +496,8 @@ class Volume:
             else:
                 if catalog.loaded:
                     self.notifier.send(effects)
+                if before and meta.link is None and catalog.nuid_of(meta.subject) == meta.nuid:
+                    self.reader.replaced(before, meta)
         if catalog.loaded:
             self._suspect_renames(catalog, metas)
             return

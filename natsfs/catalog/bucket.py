@@ -148,6 +148,13 @@ class Bucket:
         known = self._known(subject)
         return None if known is None or isinstance(known, int) else known
 
+    def nuid_of(self, subject: str) -> str:
+        """The nuid of what is known under `subject`, empty where that is nothing or a tombstone."""
+        known = self._subjects.get(subject)
+        if isinstance(known, bytes):
+            return peek(known)[3]
+        return "" if known is None or isinstance(known, int) else known.nuid
+
     def subjects_of_nuid(self, nuid: str) -> list[str]:
         """The subjects of the live objects whose chunks have this nuid."""
         found = self._by_nuid.get(nuid, ())

@@ -48,6 +48,10 @@ class ChunkCache:
     def __contains__(self, key: Key) -> bool:
         return key in self._protected or key in self._probation
 
+    def was_read(self, key: Key) -> bool:
+        """Whether the chunk is here, and somebody has had bytes of it."""
+        return key in self._protected or (key in self._probation and self._probation[key].seen > 0)
+
     def get(self, key: Key, start: int = 0, end: int = END) -> bytes | None:
         """The chunk, of which the bytes [start, end) are about to be read."""
         if key in self._protected:

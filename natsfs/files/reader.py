@@ -35,6 +35,7 @@ LAST_WINDOW = 8 * 1024 * 1024
 DIGEST_AHEAD = 16 * 1024 * 1024
 LAYOUTS = 16384  # versions whose layout is remembered after they are closed; some 300 bytes each
 SMALL = 1024 * 1024  # a file up to this size is read whole as soon as it is opened
+RENEWALS = 16  # new versions of small files that are fetched at a time because the old ones were read
 
 DISK_READERS = 4  # threads that read the disk cache at a time
 
@@ -110,6 +111,7 @@ class Reader:
         self._corrupt: LRUCache[tuple[str, str], bool] = LRUCache(LAYOUTS)
         self._flights: dict[Key, Flight] = {}
         self._ahead = 0  # bytes that wait for the turn of a digest
+        self._renewing = 0
         self._hasher = Hasher(nursery)
         self._versions: dict[tuple[str, str], Version] = {}
         self._window = max(FIRST_WINDOW, min(LAST_WINDOW, cache_size // 8))
@@ -218,10 +220,33 @@ class Reader:
     async def _fetch_small(self, version: Version) -> None:
         try:
             await self.opened(version)
+        except ChunksGone as error:
+            log.debug("reading ahead in %s: %s", version.meta.name, error)  # replaced again meanwhile
         except Exception as error:
             log.info("reading ahead in %s: %s", version.meta.name, error)
         finally:
             self.release(version)
+
+    def replaced(self, nuid: str, meta: Metadata) -> None:
+        """Somebody else has put `meta` in the place of the version `nuid`.
+
+        Whoever has read that is likely to read this, too: a small one is fetched while the kernel hears of it. A
+        version that nobody reads ends that.
+        """
+        if (
+            0 < meta.size <= SMALL
+            and meta.nuid != nuid
+            and self._renewing < RENEWALS
+            and self._cache.was_read((meta.bucket, nuid, 0))
+        ):
+            self._renewing += 1
+            self._nursery.start_soon(self._renew, self.acquire(meta))
+
+    async def _renew(self, version: Version) -> None:
+        try:
+            await self._fetch_small(version)
+        finally:
+            self._renewing -= 1
 
     async def prepare(self, metas: list[Metadata]) -> None:
         """Fetch versions of one bucket that are likely to be opened next. Whoever opens one meanwhile waits for it."""

@@ -319,3 +319,30 @@ def test_a_directory_that_is_renamed_elsewhere(bucket: str, mount: Mounter) -> N
     assert looks > len(names)
     assert not lost
     assert [(there / "a" / name).read_text() for name in names] == names
+
+
+@pytest.mark.semantics("read-again")
+def test_what_was_read_is_here_again_before_anybody_asks(fresh_server: Server, mount: Mounter) -> None:
+    """The new version of a small file that was read needs no server when it is opened."""
+    client = fresh_server.client
+    client.create_bucket("b")
+    names = ("read", "not-read", "replaced-twice")
+    for name in names:
+        client.put("b", name, b"first")
+    mounted = mount("/b", "timeout=2", server=fresh_server)
+    mounted.allow("NATS connection|is lost|interrupted|out of reach")
+    for name in ("read", "replaced-twice"):
+        assert (mounted.path / name).read_bytes() == b"first"
+    for name in names:
+        client.put("b", name, b"second!")
+    for name in names:
+        until(lambda: (mounted.path / name).stat().st_size == 7)  # noqa: B023
+    time.sleep(0.3)
+    client.put("b", "replaced-twice", b"third one")
+    until(lambda: (mounted.path / "replaced-twice").stat().st_size == 9)
+    time.sleep(0.3)
+    fresh_server.stop()
+    assert (mounted.path / "read").read_bytes() == b"second!"
+    for name in ("not-read", "replaced-twice"):
+        with pytest.raises(OSError):
+            (mounted.path / name).read_bytes()

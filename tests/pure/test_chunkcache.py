@@ -104,3 +104,19 @@ def test_a_chunk_of_more_than_a_quarter_is_not_kept() -> None:
     cache.put(key(0), bytes(LIMIT // 4))
     assert key(0) not in cache
     assert cache.used == 0
+
+
+def test_what_was_read() -> None:
+    """Not what was only put there, and not what is not there any more."""
+    cache = ChunkCache(LIMIT)
+    assert not cache.was_read(key(0))
+    cache.put(key(0), content(key(0), CHUNK))
+    assert not cache.was_read(key(0))
+    cache.get(key(0), 0, 1)
+    assert cache.was_read(key(0))
+    cache.get(key(0), 0, CHUNK)
+    assert cache.was_read(key(0)), "protected"
+    for index in range(1, LIMIT // CHUNK + 1):
+        read(cache, key(index))
+        read(cache, key(index))
+    assert cache.was_read(key(0)) == (key(0) in cache)
