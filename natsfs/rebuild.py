@@ -42,7 +42,7 @@ def fetch(
             async with trio.open_nursery() as nursery:
                 try:
                     store = Store(config)
-                    await store.open(lambda event: None, connections)
+                    await store.open(connections)
                     await read(store, nursery)
                 except (NatsfsError, OSError) as error:
                     failed.append(error)

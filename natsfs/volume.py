@@ -1,8 +1,8 @@
 """What is mounted: the buckets in use with their catalogs, kept true by the watch; and the way changes are published.
 
-Who owns what: the trio thread owns catalogs, inodes and files; code between two awaits is atomic. `_feed` applies
-the watcher's events in order. An operation registers its messages before they are sent and applies them itself,
-so the feed passes over their echoes.
+Who owns what: the trio thread owns catalogs, inodes and files; code between two awaits is atomic. `_take` applies
+what the watch of a bucket tells, in order, in the task of that watch. An operation registers its messages before they
+are sent and applies them itself, so their echoes are passed over.
 """
 
 from __future__ import annotations
@@ -60,11 +60,11 @@ from natsfs.store.watch import (
     BucketsChanged,
     Event,
     Gone,
+    Hint,
     Interrupted,
     Loaded,
     Loading,
     Messages,
-    Suspect,
     decode_message,
 )
 
@@ -338,7 +338,6 @@ class Volume:
         self._nursery = nursery
         self._ending = False
         self._loads: set[trio.CancelScope] = set()
-        self._send, self._events = trio.open_memory_channel[Event](float("inf"))
         self._buckets_changed = trio.Event()
         self._suspects: dict[Bucket, set[str | None]] = {}
         # Subjects whose object has another name, too: its nuid, when to look again, and the pause before that.
@@ -355,8 +354,7 @@ class Volume:
         """Connect, in a nursery that outlives all else here, and load what the root shows. Raises `MountError`."""
         if self.disk is not None:
             await trio.to_thread.run_sync(self.disk.open)
-        await self.store.open(self._send.send_nowait, connections)
-        self._nursery.start_soon(self._feed)
+        await self.store.open(connections, self._take, self._take_hint)
         gc.set_threshold(YOUNG)
         config = self.config
         if config.bucket is None:
@@ -407,26 +405,27 @@ class Volume:
         if self.disk is not None:
             await trio.to_thread.run_sync(self.disk.close)
 
-    # --- the feed ---------------------------------------------------------------------------------------------
+    # --- the watches ------------------------------------------------------------------------------------------
 
-    async def _feed(self) -> None:
-        async for event in self._events:
-            try:
-                await self._take(event)
-            except Exception:
-                # A message nobody foresaw must not end the daemon; what it was about is in the log.
-                log.exception("an event could not be applied: %.200r", event)
-            finally:
-                if isinstance(event, Messages):
-                    event.taken()
-
-    async def _take(self, event: Event) -> None:
-        if isinstance(event, BucketsChanged):
+    def _take_hint(self, hint: Hint) -> None:
+        if isinstance(hint, BucketsChanged):
             self._buckets_changed.set()
             return
+        mounted = self.buckets.get(hint.bucket)
+        if mounted is not None and mounted.catalog is not None and mounted.catalog.loaded:
+            self._suspect(mounted.catalog, hint.subject)
+
+    async def _take(self, event: Event) -> None:
         mounted = self.buckets.get(event.bucket)
         if mounted is None:
             return
+        try:
+            await self._apply(mounted, event)
+        except Exception:
+            # A message nobody foresaw must not end the daemon; what it was about is in the log.
+            log.exception("an event could not be applied: %.200r", event)
+
+    async def _apply(self, mounted: Mounted, event: Event) -> None:
         catalog = mounted.catalog
         match event:
             case Loading(identity=identity, last_seq=last_seq, generation=generation):
@@ -464,9 +463,6 @@ class Volume:
             case Gone():
                 mounted.followed = False
                 self._bucket_gone(mounted)
-            case Suspect(subject=subject):
-                if catalog is not None and catalog.loaded:
-                    self._suspect(catalog, subject)
 
     async def _observe(self, catalog: Bucket, messages: list[Message]) -> None:
         """Apply messages in order; a removal only when the kernel has heard of the entries that appeared before it.

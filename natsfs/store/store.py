@@ -11,7 +11,7 @@ import base64
 import json
 import logging
 import secrets
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,7 +29,7 @@ from natsfs.store.layout import Layout
 from natsfs.store.login import Login
 from natsfs.store.publish import HEADERS_ROOM, Base, Known, Publisher, Upload, Uploaded, paced
 from natsfs.store.segments import Read, Segment
-from natsfs.store.watch import OP_HEADER, BucketsChanged, Event, Suspect, Watch
+from natsfs.store.watch import OP_HEADER, BucketsChanged, Event, Hint, Suspect, Watch
 from natsfs.store.wire import Wire, persist
 
 log = logging.getLogger(__name__)
@@ -123,7 +123,8 @@ class Store:
         self._op_prefix = secrets.token_hex(6)
         self._mark = f"{OP_HEADER}: {self._op_prefix}.".encode()
         self._ops = 0
-        self._events: Callable[[Event], None] = lambda event: None
+        self._emit: Callable[[Event], Awaitable[None]] | None
+        self._hint: Callable[[Hint], None]
         self._closed = False
         self._watches: dict[str, _Watched] = {}
         self._running: set[_Watched] = set()
@@ -136,12 +137,19 @@ class Store:
 
     # --- life -------------------------------------------------------------------------------------------------
 
-    async def open(self, events: Callable[[Event], None], nursery: trio.Nursery) -> None:
-        """Connect and check that JetStream answers. `events` is called on the trio side, in order.
+    async def open(
+        self,
+        nursery: trio.Nursery,
+        emit: Callable[[Event], Awaitable[None]] | None = None,
+        hint: Callable[[Hint], None] = lambda hint: None,
+    ) -> None:
+        """Connect and check that JetStream answers. Raises `MountError`.
 
-        The wires live in `nursery`, which has to outlive every other use of the store. Raises `MountError`.
+        `emit` is given what the watch of each bucket tells, in order, in the task of that watch; nothing is watched
+        without it. `hint` is called with what others let suspect. The wires live in `nursery`, which has to outlive
+        every other use of the store.
         """
-        self._events, self._nursery = events, nursery
+        self._nursery, self._emit, self._hint = nursery, emit, hint
         config = self._config
         where = ", ".join(config.servers)
         login = Login(config.servers, config.credentials)
@@ -164,9 +172,9 @@ class Store:
         try:
             await self._quick.api(f"{self._api}.INFO", None, 5)
         except NoResponders:
-            hint = f" in domain {config.options.domain!r}" if config.options.domain else ""
+            domain = f" in domain {config.options.domain!r}" if config.options.domain else ""
             raise MountError(
-                f"the NATS server at {where} has no JetStream{hint}; start it with JetStream (nats-server -js)"
+                f"the NATS server at {where} has no JetStream{domain}; start it with JetStream (nats-server -js)"
             ) from None
         except StoreError as error:
             raise MountError(f"JetStream at {where} does not answer: {error}") from None
@@ -193,7 +201,7 @@ class Store:
     def _reconnected(self) -> None:
         for watched in self._watches.values():
             watched.watch.again()
-        self._events(BucketsChanged())
+        self._hint(BucketsChanged())
 
     # --- advisories -------------------------------------------------------------------------------------------
 
@@ -216,11 +224,11 @@ class Store:
         if purged.startswith(f"$O.{bucket}.C.") and not purged.endswith((">", "*")):
             return
         exact = purged.startswith(metadata) and not purged.endswith((">", "*"))
-        self._events(Suspect(bucket, purged if exact else None))
+        self._hint(Suspect(bucket, purged if exact else None))
 
     def _stream_advisory(self, message: Message | StoreError) -> None:
         if isinstance(message, Message):
-            self._events(BucketsChanged())
+            self._hint(BucketsChanged())
 
     # --- buckets ----------------------------------------------------------------------------------------------
 
@@ -319,10 +327,11 @@ class Store:
     # --- watching ---------------------------------------------------------------------------------------------
 
     async def watch(self, bucket: str) -> None:
-        """Begin to follow a bucket; the events arrive at the receiver given to `open`."""
+        """Begin to follow a bucket; `open` was told who is given its events."""
         if self._closed or bucket in self._watches:
             return
-        watch = Watch(self._news, self._api, bucket, self._events, lambda: self._quick.generation)
+        assert self._emit is not None
+        watch = Watch(self._news, self._api, bucket, self._emit, lambda: self._quick.generation)
         watched = self._watches[bucket] = _Watched(watch)
         self._running.add(watched)
         self._nursery.start_soon(self._run, watched, name=f"watch {bucket}")

@@ -6,7 +6,7 @@ After any interruption it lists the whole bucket again, because a purge leaves n
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 import trio
@@ -21,7 +21,6 @@ from natsfs.store.wire import Wire
 log = logging.getLogger(__name__)
 
 OVERDUE = 1.5 * HEARTBEAT  # seconds of silence after which a change is not made without asking the leader
-BACKLOG = 4096  # messages that may wait for their receiver; then the server is made to wait
 OP_HEADER = "Natsfs-Op"
 SLICE = 128  # messages that are applied before other tasks have their turn: some milliseconds
 _OP = OP_HEADER.encode()
@@ -41,36 +40,10 @@ class Loading:
     generation: int = 0
 
 
-class Backlog:
-    """Messages of one watch that were given and that the receiver has not taken yet."""
-
-    def __init__(self) -> None:
-        self._waiting = 0
-        self._room = trio.Event()
-
-    def give(self, count: int) -> None:
-        self._waiting += count
-
-    def take(self, count: int) -> None:
-        self._waiting -= count
-        if self._waiting <= BACKLOG:
-            self._room.set()
-
-    async def room(self) -> None:
-        while self._waiting > BACKLOG:
-            self._room = trio.Event()
-            await self._room.wait()
-
-
 @dataclass(frozen=True, slots=True)
 class Messages:
     bucket: str
     messages: list[Message]  # to be read with `decode_message`
-    backlog: Backlog
-
-    def taken(self) -> None:
-        """To be called when they need no memory any more: the watch waits for it."""
-        self.backlog.take(len(self.messages))
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +78,8 @@ class BucketsChanged:
     """The list of buckets, or a bucket's settings, changed."""
 
 
-Event = Loading | Messages | Loaded | Interrupted | Gone | Suspect | BucketsChanged
+Event = Loading | Messages | Loaded | Interrupted | Gone
+Hint = Suspect | BucketsChanged
 
 
 def decode_message(message: Message) -> Metadata | None:
@@ -126,14 +100,17 @@ def decode_message(message: Message) -> Metadata | None:
 
 
 class Watch:
-    """`emit` receives the events in order; `generation` is that of the connection that messages are published on."""
+    """`emit` is given the events in order, and must not raise. What it takes time for keeps the server waiting.
+
+    `generation` is that of the connection that messages are published on.
+    """
 
     def __init__(
         self,
         wire: Wire,
         api_prefix: str,
         bucket: str,
-        emit: Callable[[Event], None],
+        emit: Callable[[Event], Awaitable[None]],
         generation: Callable[[], int],
     ) -> None:
         self._wire = wire
@@ -172,14 +149,14 @@ class Watch:
             try:
                 await self._follow()
             except BucketGone:
-                self._emit(Gone(self._bucket))
+                await self._emit(Gone(self._bucket))
                 return
             except StoreError as error:
                 log.warning("watch of bucket %s interrupted: %s", self._bucket, error)
             except Exception:
                 # Whatever it was, a bucket that nobody follows any more would be stale for ever.
                 log.exception("watch of bucket %s interrupted", self._bucket)
-            self._emit(Interrupted(self._bucket))
+            await self._emit(Interrupted(self._bucket))
             if trio.current_time() - started > 10:
                 delay = 0.05
             with trio.move_on_after(delay) as scope:
@@ -205,21 +182,21 @@ class Watch:
         consumer = Consumer(self._wire, self._api, self._bucket, f"$O.{self._bucket}.M.>")
         self._consumer = consumer
         async with consumer.running(deliver_policy="last_per_subject") as pending:
-            self._emit(Loading(self._bucket, self._identity, last_seq, generation))
+            await self._emit(Loading(self._bucket, self._identity, last_seq, generation))
             loaded = pending == 0
             if loaded:
-                self._emit(Loaded(self._bucket))
-            backlog, seen = Backlog(), 0
+                await self._emit(Loaded(self._bucket))
+            seen = 0
             while True:
-                await backlog.room()
                 batch = await consumer.messages()
-                backlog.give(len(batch))
                 for start in range(0, len(batch), SLICE):
-                    self._emit(Messages(self._bucket, batch[start : start + SLICE], backlog))
+                    if start:
+                        await trio.lowlevel.checkpoint()
+                    await self._emit(Messages(self._bucket, batch[start : start + SLICE]))
                 if batch:
                     self._last_seq = max(self._last_seq, batch[-1].seq)
                 seen += len(batch)
                 # A subject that is purged during the listing is never delivered: the heartbeat tells the end then.
                 if not loaded and (seen >= pending or consumer.drained):
                     loaded = True
-                    self._emit(Loaded(self._bucket))
+                    await self._emit(Loaded(self._bucket))

@@ -14,7 +14,7 @@ from natsfs.catalog.metadata import Metadata
 from natsfs.config import Config, Credentials
 from natsfs.options import Options
 from natsfs.store.store import Store
-from natsfs.store.watch import Event, Messages, decode_message
+from natsfs.store.watch import Event, Hint, Messages, decode_message
 from tests.support import Server
 
 T = TypeVar("T")
@@ -25,16 +25,19 @@ LIMIT = 60.0
 class Events:
     """What the store has told, in order."""
 
-    all: list[Event] = field(default_factory=list)
+    all: list[Event | Hint] = field(default_factory=list)
     _more: trio.Event = field(default_factory=trio.Event)
 
-    def take(self, event: Event) -> None:
+    async def take(self, event: Event) -> None:
+        self.take_hint(event)
+
+    def take_hint(self, event: Event | Hint) -> None:
         self.all.append(event)
         self._more.set()
-        if isinstance(event, Messages):
-            event.taken()
 
-    async def until(self, condition: Callable[[Event], bool], limit: float = 5.0, start: int = 0) -> Event:
+    async def until(
+        self, condition: Callable[[Event | Hint], bool], limit: float = 5.0, start: int = 0
+    ) -> Event | Hint:
         """The first event from number `start` on for which the condition holds."""
         with trio.fail_after(limit):
             while True:
@@ -52,7 +55,7 @@ class Events:
         return [meta.name for meta in self.metas()]
 
 
-def metas_of(event: Event) -> list[Metadata]:
+def metas_of(event: Event | Hint) -> list[Metadata]:
     messages = event.messages if isinstance(event, Messages) else []
     return [meta for message in messages if (meta := decode_message(message)) is not None]
 
@@ -95,7 +98,7 @@ def with_store(request: pytest.FixtureRequest, tmp_path: Path) -> Stores:
             store = Store(config)
             with trio.fail_after(LIMIT):
                 async with trio.open_nursery() as nursery:
-                    await store.open(events.take, nursery)
+                    await store.open(nursery, events.take, events.take_hint)
                     try:
                         return await work(store, events)
                     finally:

@@ -20,7 +20,7 @@ from natsfs.store.consumer import Consumer, parse_ack
 from natsfs.store.login import Login
 from natsfs.store.publish import Known
 from natsfs.store.store import Store
-from natsfs.store.watch import BucketsChanged, Event, Gone, Loaded, Loading, Suspect
+from natsfs.store.watch import BucketsChanged, Event, Gone, Hint, Loaded, Loading, Suspect
 from natsfs.store.wire import Wire
 from tests.store.conftest import Events, Stores, metas_of
 from tests.store.test_publish import metadata
@@ -31,7 +31,7 @@ def names(name: str) -> object:
     return lambda event: any(meta.name == name for meta in metas_of(event))
 
 
-def is_loaded(event: Event) -> bool:
+def is_loaded(event: Event | Hint) -> bool:
     return isinstance(event, Loaded)
 
 
