@@ -50,6 +50,7 @@ R = TypeVar("R")
 
 FOREVER = 365 * 86400  # seconds; the watcher tells the kernel what is no longer true
 DIRECTORY_SIZE = 4096
+KEPT = 4096  # entries of listings that are kept as they were answered, some 400 bytes each
 UNLIMITED = 1 << 50  # bytes that statfs(2) shows as the size of a bucket without a limit
 
 
@@ -111,6 +112,8 @@ class FileSystem(pyfuse3.Operations):
         self._files = files
         self._xattrs = ExtendedAttributes(volume, namespace)
         self._listings: dict[int, _Listing] = {}
+        # By inode number, with the packed message that each was made of.
+        self._kept: dict[int, tuple[bytes, EntryAttributes]] = {}
         self._next_listing = 0
 
     # --- helpers ----------------------------------------------------------------------------------------------
@@ -331,6 +334,7 @@ class FileSystem(pyfuse3.Operations):
             if not pyfuse3.readdir_reply(token, FileNameT(name), self._attributes(inode), position + 1):
                 return
             position += 1
+        again = len(listing.entries) <= KEPT
         entry = self._blank()
         # By number, not by a slice: of a million entries that would be a copy for each of some thousand calls.
         for number in range(max(0, start_id - 2), len(listing.entries)):
@@ -339,10 +343,9 @@ class FileSystem(pyfuse3.Operations):
             parent = node.parent
             if parent is None or (parent.children or {}).get(node.name) is not node:
                 continue  # removed since
-            glance = None if node.bucket is None else node.bucket.glance(node)
-            if glance is not None:
-                fill(entry, node.ino, *glance)
-                if not pyfuse3.readdir_reply(token, FileNameT(node.name), entry, position):
+            found = self._listed(node, None if again else entry)
+            if found is not None:
+                if not pyfuse3.readdir_reply(token, FileNameT(node.name), found, position):
                     return
                 self._volume.inodes.doze(node)
                 continue
@@ -351,6 +354,26 @@ class FileSystem(pyfuse3.Operations):
                 self._volume.inodes.release(inode)
                 return
             inode.nlookup += 1
+
+    def _listed(self, node: Node, entry: EntryAttributes | None) -> EntryAttributes | None:
+        """What a listing tells of a regular file without an inode; None of anything else.
+
+        It is kept, to make it only once for listings that come again, unless there is an `entry` to fill.
+        """
+        packed = node.packed
+        kept = None if packed is None else self._kept.get(node.ino)
+        if kept is not None and kept[0] is packed and self._volume.inodes.has_number(node):
+            return kept[1]
+        glance = None if node.bucket is None else node.bucket.glance(node)
+        if glance is None:
+            return None
+        filled = entry or self._blank()
+        fill(filled, node.ino, *glance)
+        if packed is not None and entry is None:
+            if len(self._kept) >= KEPT:
+                self._kept.clear()
+            self._kept[node.ino] = packed, filled
+        return filled
 
     @answered
     async def releasedir(self, fh: FileHandleT) -> None:

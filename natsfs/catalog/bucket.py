@@ -233,7 +233,7 @@ class Bucket:
         attributes = Attributes.of(values, time_ns, self._defaults)
         if attributes.mode & 0o170000 != S_IFREG:
             return None
-        if not node.dozing and (not node.ino or self._inodes.knows(node.ino)):
+        if not self._inodes.has_number(node):
             node.ino = self._number(attributes.ino, "F", name, nuid)
         return attributes, size
 

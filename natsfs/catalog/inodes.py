@@ -277,6 +277,10 @@ class InodeTable:
         assert inode.ino not in self._inodes
         self._inodes[inode.ino] = inode
 
+    def has_number(self, node: Node) -> bool:
+        """Whether the number of a node without an inode is its own: it dozes under it, or could."""
+        return node.dozing > 0 or (node.ino > 0 and node.ino not in self._inodes)
+
     def knows(self, ino: int) -> bool:
         return ino in self._inodes
 
