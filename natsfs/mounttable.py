@@ -62,6 +62,11 @@ def read() -> list[Entry]:
         return parse(file.read())
 
 
+def devices() -> set[str]:
+    """Of all mounts."""
+    return {entry.device for entry in read()}
+
+
 def top(entries: list[Entry], mountpoint: str) -> Entry | None:
     """What is seen at `mountpoint`, if it is a mount point at all."""
     return next((entry for entry in reversed(entries) if entry.mountpoint == mountpoint), None)

@@ -53,7 +53,7 @@ class _Process:
         os.umask(0o077)  # spool files and logs are nobody else's; modes of files on the mount are set by FUSE
         try:
             self._folder = registry.folder()
-            registry.prune(self._folder)
+            registry.prune(self._folder, mounttable.devices())
             fallback = registry.log_path(self._folder, self._config.mountpoint)
             is_new = not os.path.exists(fallback)
             log.setup(self._config, foreground=self._foreground, fallback=fallback)

@@ -13,7 +13,7 @@ import json
 import os
 import stat
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -140,10 +140,15 @@ def find(directories: Iterable[str], device: str, *, alive: bool = True) -> Reco
     return None
 
 
-def prune(directory: str) -> None:
-    """Remove the records of daemons that ended without doing so themselves."""
-    for _, record in records([directory]):
-        if not is_alive(record):
+def prune(directory: str, mounted: Container[str]) -> None:
+    """Remove the records of daemons that ended without doing so themselves.
+
+    Those of dead mounts that still stand, by the devices in `mounted`, stay for whoever takes them down.
+    """
+    found = [record for _, record in records([directory])]
+    served = {record.device for record in found if is_alive(record)}
+    for record in found:
+        if not is_alive(record) and (record.device in served or record.device not in mounted):
             remove(directory, record.pid)
 
 

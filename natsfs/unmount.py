@@ -59,7 +59,7 @@ def unmount(
         _unmount_now(mountpoint, flags)
         if os.geteuid() == owner:
             for folder in folders:
-                registry.prune(folder)
+                registry.prune(folder, mounttable.devices())
         if flags & libc.MNT_DETACH:
             return Outcome()
         if record is None:

@@ -629,10 +629,17 @@ def test_a_dead_mount_is_taken_over(natsfs: Natsfs, mounted: Path, plain_server:
     assert [record.pid for record in records(mounted)] == daemons(mounted)
 
 
-def test_a_dead_mount_is_unmounted(natsfs: Natsfs, mounted: Path) -> None:
+def test_a_dead_mount_is_unmounted(
+    natsfs: Natsfs, mounted: Path, tmp_path: Path, plain_server: ConfiguredServer
+) -> None:
+    """Also when another mount was made and taken down meanwhile."""
     (record,) = records(mounted)
     os.kill(record.pid, signal.SIGKILL)
     until(lambda: not daemons(mounted))
+    other = tmp_path / "other"
+    other.mkdir()
+    assert natsfs.mount(plain_server.url, other).status == 0
+    assert natsfs("umount", other).status == 0
     result = natsfs("umount", mounted)
     assert (result.status, result.error) == (
         0,

@@ -44,11 +44,22 @@ def test_a_reused_pid_is_another_process(tmp_path: Path) -> None:
     earlier = replace(record, start=record.start - 1)
     registry.write(str(tmp_path), earlier)
     assert registry.find([str(tmp_path)], "0:99") is None
-    registry.prune(str(tmp_path))
+    registry.prune(str(tmp_path), {"0:98"})
     assert list(tmp_path.iterdir()) == []
     registry.write(str(tmp_path), record)
-    registry.prune(str(tmp_path))
+    registry.prune(str(tmp_path), ())
     assert registry.find([str(tmp_path)], "0:99") == record
+
+
+def test_the_record_of_a_dead_mount_stays_until_that_is_taken_down(tmp_path: Path) -> None:
+    record = _record()
+    dead = replace(record, pid=2**22 + 1)  # over the kernel's highest number
+    registry.write(str(tmp_path), dead)
+    registry.prune(str(tmp_path), {"0:99"})
+    assert registry.find([str(tmp_path)], "0:99", alive=False) == dead
+    registry.write(str(tmp_path), record)
+    registry.prune(str(tmp_path), {"0:99"})
+    assert [found for _, found in registry.records([str(tmp_path)])] == [record], "the number has a new mount"
 
 
 def test_an_ended_process_is_dead_even_as_a_zombie() -> None:
