@@ -68,7 +68,9 @@ class _Step:
     new: Metadata
     grave: Metadata | None = None
     left: bool = False  # others have used the old name since
-    shared: bool = False  # somebody else makes the same rename: the new name is not ours to remove
+    # Somebody else makes the same rename: the new name is not ours to remove, nor what follows under the old one, which
+    # may have been free by then, ours to move.
+    shared: bool = False
 
 
 def refuse(number: int, name: bytes = b"") -> OSError:
@@ -765,12 +767,14 @@ class Namespace:
             yield
         except (StoreError, OSError) as error:
             sent = operation.sent[start:]
-            mine = {one.op for one in sent}
+            mine, left = {one.op for one in sent}, set[str]()
             if not isinstance(error, Unreachable):
                 try:
                     # Of the entries of a directory nothing tells what somebody else's same rename has brought.
                     at_once = not side_by_side
-                    await self._take_back(operation, sent, mine, at_once=at_once, side_by_side=side_by_side)
+                    await self._take_back(
+                        operation, sent, mine, left, at_once=at_once, side_by_side=side_by_side
+                    )
                 except StoreError:
                     pass
                 else:
@@ -782,7 +786,7 @@ class Namespace:
 
             async def later() -> None:
                 async with self._changing(catalog) as anew:
-                    await self._take_back(anew, sent, mine, at_once=False, side_by_side=side_by_side)
+                    await self._take_back(anew, sent, mine, left, at_once=False, side_by_side=side_by_side)
 
             self._volume.until_done(f"taking back a change in bucket {catalog.name}", later)
             raise
@@ -791,14 +795,22 @@ class Namespace:
 
     @staticmethod
     async def _take_back(
-        operation: Operation, sent: list[Sent], mine: set[str], *, at_once: bool, side_by_side: bool
+        operation: Operation,
+        sent: list[Sent],
+        mine: set[str],
+        left: set[str],
+        *,
+        at_once: bool,
+        side_by_side: bool,
     ) -> None:
         """What could be taken back is not in `sent` any more, also after an error."""
         while sent:
             last = 1
             while side_by_side and last < len(sent) and sent[-last - 1].meta.deleted == sent[-1].meta.deleted:
                 last += 1
-            await pipelined(partial(operation.take_back, one, mine, at_once=at_once) for one in sent[-last:])
+            await pipelined(
+                partial(operation.take_back, one, mine, left, at_once=at_once) for one in sent[-last:]
+            )
             del sent[-last:]
 
     async def _rename_file(
@@ -957,7 +969,7 @@ class Namespace:
 
             async def later() -> None:
                 async with self._changing(catalog) as anew:
-                    await anew.take_back(sent[0], mine, at_once=False)
+                    await anew.take_back(sent[0], mine, set(), at_once=False)
 
             self._volume.until_done(f"the end of an exchange in bucket {catalog.name}", later)
 
@@ -1070,7 +1082,9 @@ class Namespace:
                     old = entry.meta
                     assert old is not None
                     step = steps.get(old.subject)
-                    if step is not None and (step.grave is not None or step.left or step.old.seq == old.seq):
+                    if step is not None and (
+                        step.grave is not None or step.left or step.shared or step.old.seq == old.seq
+                    ):
                         continue  # what came after the tombstone is not what was renamed
                     to = (*new_path, *entry.path()[len(old_path) :])
                     new_name = marker_name(to) if entry.is_dir else object_name(to)
@@ -1166,6 +1180,7 @@ class Namespace:
                 self._stamp(node, now)
                 catalog.touch(source_dir, now)
                 catalog.touch(directory, now)
+                await self._told_below(node, source_dir is directory)
                 return
             # Somebody else changed something below one of the two names: entry by entry, as if others had renamed them.
             top = node.inode
@@ -1175,6 +1190,8 @@ class Namespace:
                 inode = None
                 if not entry.is_dir and shown is not None and shown.seq == step.old.seq:
                     inode = entry.inode
+                if inode is not None and not volume.inodes.has(inode):
+                    inode = None  # others have removed the old name, and the kernel has forgotten it
                 if inode is not None:
                     entry.inode = inode.node = None
                 operation.apply(made[step.new.subject], inode)
@@ -1189,10 +1206,20 @@ class Namespace:
                 names = {*(old.children or {})} if old is not None else set()
                 names |= {child.name for child in (inode.node.children or {}).values() if child.inode is None}
                 volume.notifier.send(EntryChanged(inode.ino, one) for one in names if one != SELF)
+            there = catalog.find(new_path)
+            await self._told_below(there, source_dir is directory)
             self._forget(source_dir, old_path[-1])
             there = catalog.find(new_path)
             if there is None or top is None or there.inode is not top:
                 self._forget(directory, name)
+
+    async def _told_below(self, node: Node | None, same_directory: bool) -> None:
+        """Wait until the kernel has heard of what others have changed in a directory that it is going to move.
+
+        It takes no news of one that comes into another directory (since Linux 6.8) before it has moved it.
+        """
+        if node is not None and same_directory:
+            await self._volume.notifier.told_in(inode.ino for _, inode in directories_held(node))
 
     @staticmethod
     def _carry(catalog: Bucket, inode: Inode, path: Path) -> tuple[Inode, Node | None]:

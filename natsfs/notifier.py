@@ -217,6 +217,11 @@ class Notifier:
         """Wait until the kernel has heard of everything that was sent, within `PATIENCE`."""
         await self._told(self._workers)
 
+    async def told_in(self, directories: Iterable[int]) -> None:
+        """Wait until the kernel has heard of everything that was sent of names in these, within `PATIENCE`."""
+        if self._workers:
+            await self._told([self._workers[place] for place in {ino % THREADS for ino in directories}])
+
     async def told_of(self, ino: int, directory: int, limit: float) -> None:
         """Wait until the kernel has heard of everything that was sent of the content of `ino`, or of a directory.
 

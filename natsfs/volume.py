@@ -240,16 +240,24 @@ class Operation:
         await volume.store.publish(tombstone(meta), Known(meta.seq), op)
         raise Conflict(f"bucket {mounted.name} was made again or restored meanwhile", 0)
 
-    async def take_back(self, sent: Sent, mine: set[str], *, at_once: bool) -> None:
+    async def take_back(self, sent: Sent, mine: set[str], left: set[str], *, at_once: bool) -> None:
         """Let the name of a message of this or an earlier operation lead again to what it led to before.
 
         What somebody else has put there since stays: a message of another operation than those in `mine`, to which
         the new one is added. If it is done `at_once`, before anybody has heard of the failure, somebody may have taken
         what stood there for a moment, or changed its attributes: they did not mean what it had replaced.
+
+        Whoever has put something under a name that had its tombstone found it free, and replaced nothing: what had the
+        name before keeps the one that it got instead. Such versions are added to `left`, by their nuid, and messages
+        that lead to one of them are not taken back.
         """
-        volume, before = self._volume, sent.before
+        volume, before, subject = self._volume, sent.before, sent.meta.subject
+        if sent.meta.nuid in left:
+            await volume.refresh(self._catalog, subject)
+            return
+        found: Metadata | None = None
         for _ in range(TAKES):
-            found = await volume.store.metadata(self._catalog.name, sent.meta.subject)
+            found = await volume.store.metadata(self._catalog.name, subject)
             there = 0 if found is None else found.seq
             # One that has not arrived may still do so: another one in its stead raises the sequence that it expects.
             may_arrive = sent.seq is None and there == sent.expected
@@ -261,8 +269,9 @@ class Operation:
                 was_taken = (
                     at_once and is_same and renamed_at(found.attributes) == renamed_at(sent.meta.attributes)
                 )
-            if not may_arrive and not was_taken and (found is None or found.op not in mine):
-                return
+            is_others = not may_arrive and not was_taken and (found is None or found.op not in mine)
+            if is_others or (found is not None and found.nuid in left):
+                break
             if before is not None and not await volume.is_whole(self._catalog, before):
                 return  # whoever replaced it under its other name has removed its content
             known = len(self.sent)
@@ -271,8 +280,13 @@ class Operation:
             except Conflict:
                 continue
             finally:
-                mine.update(one.op for one in self.sent[known:] if one.meta.subject == sent.meta.subject)
+                mine.update(one.op for one in self.sent[known:] if one.meta.subject == subject)
             return
+        has_name = before is None or not before.nuid or (found is not None and found.nuid == before.nuid)
+        if sent.meta.deleted and before is not None and not has_name:
+            if await volume.is_whole(self._catalog, before):
+                left.add(before.nuid)
+            await volume.refresh(self._catalog, subject)
 
     def apply(self, meta: Metadata, inode: Inode | None = None) -> None:
         """Make a published message what the tree shows.

@@ -284,6 +284,10 @@ class InodeTable:
     def knows(self, ino: int) -> bool:
         return ino in self._inodes
 
+    def has(self, inode: Inode) -> bool:
+        """Whether somebody still needs this very inode."""
+        return self._inodes.get(inode.ino) is inode
+
     def forget(self, ino: int, count: int) -> None:
         """The kernel gives back `count` of its references."""
         inode = self._inodes.get(ino)

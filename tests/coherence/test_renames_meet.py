@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -322,6 +323,61 @@ def test_a_directory_is_not_renamed_over_what_others_have_put_there(
         hold.release()
         assert rename.ended() == errno.ENOTEMPTY
     agree(slow, other, client, bucket, FILLED | {"e/b": "theirs"})
+
+
+@pytest.mark.semantics("directories-renamed-while-changed")
+def test_what_was_moved_stays_where_its_old_name_is_in_use_again(
+    pair: tuple[Mount, Mount], proxy: Proxy, client: Client, bucket: str
+) -> None:
+    """A directory's rename fails when others have found one of the old names free: that file has its new name only."""
+    slow, other = pair
+    fill_directory(slow, other)
+    with proxy.holding(TOMBSTONE) as first:
+        rename = Call(lambda: (slow.path / "r").rename(slow.path / "e"))
+        assert first.holds.wait(10)
+        (other.path / "r/a").write_text("new")  # comes along in a second round
+        until((other.path / "e/s/t").exists)
+        with proxy.holding(b'"name":"e/a"') as second:
+            first.release()
+            assert second.holds.wait(10)
+            until(lambda: not (other.path / "r/b").exists())
+            (other.path / "r/b").write_text("theirs")
+            (other.path / "e/a").unlink()
+            second.release()
+            assert rename.ended() == errno.ENOTEMPTY
+    agree(slow, other, client, bucket, FILLED | {"r/a": "new", "r/b": "theirs", "e/b": "r/b"})
+
+
+@pytest.mark.semantics("directories-renamed-while-changed")
+def test_the_same_rename_of_a_directory_elsewhere(
+    pair: tuple[Mount, Mount], proxy: Proxy, client: Client, bucket: str
+) -> None:
+    """What is put under an old name when one of the two is done with it is no new version of what both have moved."""
+    slow, other = pair
+    fill_directory(slow, other)
+    (other.path / "k").mkdir()
+    with proxy.holding(b'"name":"d/gate/"') as gate:
+        # It keeps the names of the bucket: the rename, which has found its target free, waits for them.
+        mkdir = Call((other.path / "d/gate").mkdir)
+        assert gate.holds.wait(10)
+        same = Call(lambda: (other.path / "r").rename(other.path / "e"))
+        time.sleep(0.5)
+        with proxy.holding(TOMBSTONE) as first:
+            rename = Call(lambda: (slow.path / "r").rename(slow.path / "e"))
+            assert first.holds.wait(10)
+            client.put(bucket, "k/heard", b"")
+            until((other.path / "k/heard").exists)
+            with proxy.holding(TOMBSTONE) as second:
+                gate.release()
+                assert mkdir.ended() == 0
+                assert second.holds.wait(10)
+                first.release()
+                assert rename.ended() == 0
+                client.put(bucket, "r/b", b"theirs")
+                second.release()
+                assert same.ended() == 0
+    client.delete(bucket, "k/heard")
+    agree(slow, other, client, bucket, moved(FILLED) | {"r/b": "theirs"})
 
 
 @pytest.mark.semantics("own-changes")
