@@ -66,7 +66,8 @@ class Login:
 
     async def check(self) -> None:
         """Log in once. Raises `MountError` with the reason in one line."""
-        await trio.to_thread.run_sync(lambda: asyncio.run(self._check()))
+        # A thread that is left to itself ends by its own limits, or with the process.
+        await trio.to_thread.run_sync(lambda: asyncio.run(self._check()), abandon_on_cancel=True)
 
     def connect(self, info: dict[str, Any], name: str) -> bytes:
         # On a copy: the client signs the nonce of its own server.

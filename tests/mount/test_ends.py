@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from natsfs.store import login
 from tests.coherence.proxy import Endless
 from tests.support import REPOSITORY, Client, Mounter, Server, until
 
@@ -46,6 +50,32 @@ class Listing(threading.Thread):
             self.error = error.errno
         else:
             self.error = 0
+
+
+@contextlib.contextmanager
+def mounting(source: str, folder: Path) -> Iterator[subprocess.Popen[str]]:
+    """A daemon in the foreground that has not mounted yet."""
+    (folder / "mnt").mkdir()
+    options = f"{TIMEOUT},spool_dir={folder}/spool"
+    command = [sys.executable, "-P", "-m", "natsfs", "mount", "-f", "-o", options]
+    with subprocess.Popen(
+        [*command, source, folder / "mnt"],
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
+    ) as daemon:
+        try:
+            yield daemon
+        finally:
+            daemon.kill()
+
+
+def ends(daemon: subprocess.Popen[str], number: signal.Signals) -> None:
+    """It does so when it gets the signal."""
+    daemon.send_signal(number)
+    text = daemon.communicate(timeout=SOON)[1]
+    assert daemon.returncode == 0, text
+    assert "Traceback" not in text
 
 
 def by_signal(number: signal.Signals) -> Callable[[int, Path], None]:
@@ -87,22 +117,24 @@ def test_before_anything_is_mounted(
 ) -> None:
     """A mount of one bucket has it listed first."""
     client.put(bucket, "f", b"data")
-    options = f"{TIMEOUT},spool_dir={tmp_path}/spool"
-    (tmp_path / "mnt").mkdir()
-    command = [sys.executable, "-P", "-m", "natsfs", "mount", "-f", "-o", options]
-    with subprocess.Popen(
-        [*command, f"{behind.url}/{bucket}", tmp_path / "mnt"],
-        stderr=subprocess.PIPE,
-        text=True,
-        env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
-    ) as daemon:
-        try:
-            until(lambda: client.consumers(bucket), 20)
-            daemon.send_signal(number)
-            text = daemon.communicate(timeout=SOON)[1]
-        finally:
-            daemon.kill()
-    assert daemon.returncode == 0, text
-    assert "Traceback" not in text
+    with mounting(f"{behind.url}/{bucket}", tmp_path) as daemon:
+        until(lambda: client.consumers(bucket), 20)
+        ends(daemon, number)
     assert client.consumers(bucket) == []
+    assert list((tmp_path / "spool").glob("mount-*")) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_while_it_logs_in(tmp_path: Path, number: signal.Signals) -> None:
+    """The server says nothing, and would be waited for."""
+    with (
+        socket.create_server(("127.0.0.1", 0)) as silent,
+        mounting(f"nats://127.0.0.1:{silent.getsockname()[1]}/b", tmp_path) as daemon,
+    ):
+        silent.settimeout(SOON)
+        connection, _ = silent.accept()
+        with connection:
+            began = time.monotonic()
+            ends(daemon, number)
+    assert time.monotonic() - began < 0.75 * login.LIMIT
     assert list((tmp_path / "spool").glob("mount-*")) == []
