@@ -22,7 +22,6 @@ from pathlib import Path
 from natsfs.catalog.metadata import new_nuid
 from natsfs.errors import MountError
 from natsfs.files.manifest import Manifest
-from natsfs.options import recover_command
 
 log = logging.getLogger(__name__)
 
@@ -74,13 +73,8 @@ class Spool:
                     remove_notes(folder)
                     folder.rmdir()
             except OSError as error:
-                # BlockingIOError: of a mount that is alive; FileNotFoundError: swept by another one.
-                if error.errno == errno.ENOTEMPTY:
-                    command = recover_command(str(self._root))
-                    log.info(
-                        "%s has what a daemon that was killed had not saved; %s lists it", folder, command
-                    )
-                elif error.errno not in (errno.EAGAIN, errno.ENOENT):
+                # EAGAIN: of a mount that is alive; ENOENT: another one was here; ENOTEMPTY: `recover` tells of it.
+                if error.errno not in (errno.EAGAIN, errno.ENOENT, errno.ENOTEMPTY):
                     log.warning("the spool folder %s cannot be removed: %s", folder, error.strerror)
 
     def create(self) -> SpoolFile:
