@@ -18,7 +18,7 @@ from functools import partial
 
 import trio
 
-from natsfs.catalog.attributes import SYMLINK_KEY, Attributes, renamed_at
+from natsfs.catalog.attributes import SYMLINK_KEY, Attributes, renamed_at, same_inode
 from natsfs.catalog.bucket import Bucket
 from natsfs.catalog.inodes import AttributesChanged, EntryChanged, Ino, Inode, Node
 from natsfs.catalog.metadata import Link, Metadata, new_nuid, tombstone
@@ -804,12 +804,21 @@ class Namespace:
         side_by_side: bool,
     ) -> None:
         """What could be taken back is not in `sent` any more, also after an error."""
+        new_subjects = {one.meta.nuid: one.meta.subject for one in sent if not one.meta.deleted}
         while sent:
             last = 1
             while side_by_side and last < len(sent) and sent[-last - 1].meta.deleted == sent[-1].meta.deleted:
                 last += 1
             await pipelined(
-                partial(operation.take_back, one, mine, left, at_once=at_once) for one in sent[-last:]
+                partial(
+                    operation.take_back,
+                    one,
+                    mine,
+                    left,
+                    new_subjects.get(one.before.nuid) if one.meta.deleted and one.before else None,
+                    at_once=at_once,
+                )
+                for one in sent[-last:]
             )
             del sent[-last:]
 
@@ -1083,7 +1092,10 @@ class Namespace:
                     assert old is not None
                     step = steps.get(old.subject)
                     if step is not None and (
-                        step.grave is not None or step.left or step.shared or step.old.seq == old.seq
+                        step.grave is not None
+                        or step.left
+                        or step.old.seq == old.seq
+                        or (step.shared and not is_same_file(step.old, old))
                     ):
                         continue  # what came after the tombstone is not what was renamed
                     to = (*new_path, *entry.path()[len(old_path) :])
@@ -1092,7 +1104,7 @@ class Namespace:
                     new = self._renamed(
                         catalog, entry, old, new_name, subject, now if entry is node else None
                     )
-                    found.append(_Step(entry, old, new))
+                    found.append(_Step(entry, old, new, shared=step is not None and step.shared))
                 return found
 
             async def announce(step: _Step) -> None:
@@ -1105,13 +1117,20 @@ class Namespace:
                     raise Conflict(f"{new.name} is there already", there.seq)
                 expected = catalog.last_seq(new.subject) if before is None else before.seq
                 try:
-                    made[new.subject] = stored = await operation.publish(new, expected)
+                    stored = await operation.publish(new, expected)
                 except Conflict as conflict:
                     if conflict.doubtful:
                         doubtful.append(step)
-                    else:
-                        await volume.refresh(catalog, new.subject)
-                    raise
+                        raise
+                    await volume.refresh(catalog, new.subject)
+                    there = catalog.live(new.subject)
+                    if there is None or (
+                        there.nuid != new.nuid and not same_inode(there.attributes, new.attributes)
+                    ):
+                        raise
+                    step.shared = True
+                    stored = await operation.publish(new, there.seq)
+                made[new.subject] = stored
                 if before is not None and before.nuid != stored.nuid:
                     volume.discard(catalog, before, stored.seq)
 
@@ -1348,6 +1367,12 @@ class Namespace:
 def others(node: Node, leaving: Node) -> bool:
     """Whether entries other than `leaving` make a directory of `node`; the object of its own name does not."""
     return any(child is not leaving and name != SELF for name, child in (node.children or {}).items())
+
+
+def is_same_file(one: Metadata, other: Metadata) -> bool:
+    """Whether `other` is what became of `one` under its name: the file was not renamed, nor another put there."""
+    is_same = one.nuid == other.nuid or same_inode(one.attributes, other.attributes)
+    return is_same and renamed_at(one.attributes) == renamed_at(other.attributes)
 
 
 def _shown(inode: Inode) -> str:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import errno
 import logging
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -79,6 +80,7 @@ class _Worker:
         self._sizes = sizes
         self._waiting: OrderedDict[tuple[object, ...], Effect | _Barrier] = OrderedDict()
         self._telling: tuple[object, ...] | None = None
+        self._since = 0.0  # when the kernel began to take that
         self._idle = True
         self._condition = threading.Condition()
         self._stopped = False
@@ -93,10 +95,16 @@ class _Worker:
             self._waiting[key] = effect
             self._condition.notify()
 
-    def behind(self, barrier: _Barrier) -> bool:
-        """Whether there is something that the barrier has to wait for; then it is queued."""
+    def behind(self, barrier: _Barrier, patience: float) -> bool:
+        """Whether there is something that the barrier has to wait for; then it is queued.
+
+        Not for what the kernel has not taken for longer than `patience` seconds: a call keeps that directory, and may
+        itself wait for whoever would wait here.
+        """
         with self._condition:
             if self._idle and not self._waiting:
+                return False
+            if self._telling is not None and time.monotonic() - self._since > patience:
                 return False
             self._waiting[barrier,] = barrier
             self._condition.notify()
@@ -125,6 +133,7 @@ class _Worker:
                 if self._stopped:
                     return
                 self._telling, effect = self._waiting.popitem(last=False)
+                self._since = time.monotonic()
                 self._idle = False
             if isinstance(effect, _Barrier):
                 effect.passed()
@@ -170,7 +179,8 @@ class Notifier:
     def __init__(self) -> None:
         self._workers: list[_Worker] = []
         self._sizes = _Sizes()
-        self._appeared = False  # whether the kernel may not know yet of an entry that appeared
+        # Entries that have appeared, and how many of them the kernel has heard of.
+        self._appeared = self._appeared_told = 0
 
     def start(self) -> None:
         """From the mount on; before it the kernel knows nothing that it could forget."""
@@ -182,7 +192,7 @@ class Notifier:
             match effect:
                 case EntryChanged(parent, name, gone):
                     if parent:
-                        self._appeared = self._appeared or not gone
+                        self._appeared += not gone
                         self._workers[parent % THREADS].add((parent, name), effect)
                 case AttributesChanged(ino) | ContentChanged(ino):
                     first = 0
@@ -207,11 +217,17 @@ class Notifier:
         """The kernel's own call has made the file this long."""
         self._sizes.raise_to(ino, size)
 
+    @property
+    def has_entries_to_tell(self) -> bool:
+        """Whether the kernel may not know yet of an entry that appeared."""
+        return self._appeared_told < self._appeared
+
     async def entries_told(self) -> None:
-        """Wait until the kernel has heard of every entry that appeared."""
-        if self._appeared:
-            self._appeared = False
+        """Wait until the kernel has heard of every entry that appeared, within `PATIENCE`."""
+        upto = self._appeared
+        if self._appeared_told < upto:
             await self._told(self._workers[:THREADS])
+            self._appeared_told = max(self._appeared_told, upto)
 
     async def told(self) -> None:
         """Wait until the kernel has heard of everything that was sent, within `PATIENCE`."""
@@ -247,7 +263,7 @@ class Notifier:
             with suppress(trio.RunFinishedError):
                 token.run_sync_soon(passed)
 
-        pending = sum(worker.behind(_Barrier(told)) for worker in workers)
+        pending = sum(worker.behind(_Barrier(told), limit) for worker in workers)
         if pending:
             with trio.move_on_after(limit) as scope:
                 await event.wait()

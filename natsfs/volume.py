@@ -1,6 +1,6 @@
 """What is mounted: the buckets in use with their catalogs, kept true by the watch; and the way changes are published.
 
-Who owns what: the trio thread owns catalogs, inodes and files; code between two awaits is atomic. `_take` applies
+Who owns what: the trio thread owns catalogs, inodes and files; code between two awaits is atomic. `take` applies
 what the watch of a bucket tells, in order, in the task of that watch. An operation registers its messages before they
 are sent and applies them itself, so their echoes are passed over.
 """
@@ -21,7 +21,7 @@ from typing import Self
 
 import trio
 
-from natsfs.catalog.attributes import Attributes, Defaults, parse_time, renamed_at
+from natsfs.catalog.attributes import Attributes, Defaults, parse_time, renamed_at, same_inode
 from natsfs.catalog.bucket import Bucket, Identity
 from natsfs.catalog.inodes import (
     ROOT_INO,
@@ -214,7 +214,9 @@ class Operation:
         except StoreError as error:
             if isinstance(error, Conflict):
                 mounted.takes = takes
-            if not isinstance(error, Unreachable):
+            # A tombstone after which somebody used the name is refused, too, where its answer was lost.
+            may_be_stored = isinstance(error, Conflict) and error.doubtful and meta.deleted
+            if not isinstance(error, Unreachable) and not may_be_stored:
                 self.sent.remove(sent)
             raise
         mounted.takes = True
@@ -240,7 +242,9 @@ class Operation:
         await volume.store.publish(tombstone(meta), Known(meta.seq), op)
         raise Conflict(f"bucket {mounted.name} was made again or restored meanwhile", 0)
 
-    async def take_back(self, sent: Sent, mine: set[str], left: set[str], *, at_once: bool) -> None:
+    async def take_back(
+        self, sent: Sent, mine: set[str], left: set[str], new_subject: str | None = None, *, at_once: bool
+    ) -> None:
         """Let the name of a message of this or an earlier operation lead again to what it led to before.
 
         What somebody else has put there since stays: a message of another operation than those in `mine`, to which
@@ -249,7 +253,8 @@ class Operation:
 
         Whoever has put something under a name that had its tombstone found it free, and replaced nothing: what had the
         name before keeps the one that it got instead. Such versions are added to `left`, by their nuid, and messages
-        that lead to one of them are not taken back.
+        that lead to one of them are not taken back. Nor does it get its old name where the new one, `new_subject`, was
+        given to it by somebody else as well.
         """
         volume, before, subject = self._volume, sent.before, sent.meta.subject
         if sent.meta.nuid in left:
@@ -272,6 +277,10 @@ class Operation:
             is_others = not may_arrive and not was_taken and (found is None or found.op not in mine)
             if is_others or (found is not None and found.nuid in left):
                 break
+            if before is not None and new_subject is not None:
+                new = await volume.store.metadata(self._catalog.name, new_subject)
+                if new is not None and new.nuid == before.nuid and new.op not in mine:
+                    break
             if before is not None and not await volume.is_whole(self._catalog, before):
                 return  # whoever replaced it under its other name has removed its content
             known = len(self.sent)
@@ -282,9 +291,13 @@ class Operation:
             finally:
                 mine.update(one.op for one in self.sent[known:] if one.meta.subject == subject)
             return
-        has_name = before is None or not before.nuid or (found is not None and found.nuid == before.nuid)
-        if sent.meta.deleted and before is not None and not has_name:
-            if await volume.is_whole(self._catalog, before):
+        if sent.meta.deleted and before is not None:
+            if found is None or found.deleted:
+                # Most likely `before` was removed, where the tombstone may not have been stored.
+                is_free = sent.seq is not None
+            else:
+                is_free = found.nuid != before.nuid and not same_inode(found.attributes, before.attributes)
+            if is_free and before.nuid and await volume.is_whole(self._catalog, before):
                 left.add(before.nuid)
             await volume.refresh(self._catalog, subject)
 
@@ -368,7 +381,7 @@ class Volume:
         """Connect, in a nursery that outlives all else here, and load what the root shows. Raises `MountError`."""
         if self.disk is not None:
             await trio.to_thread.run_sync(self.disk.open)
-        await self.store.open(connections, self._take, self._take_hint)
+        await self.store.open(connections, self)
         gc.set_threshold(YOUNG)
         config = self.config
         if config.bucket is None:
@@ -421,7 +434,7 @@ class Volume:
 
     # --- the watches ------------------------------------------------------------------------------------------
 
-    def _take_hint(self, hint: Hint) -> None:
+    def hint(self, hint: Hint) -> None:
         if isinstance(hint, BucketsChanged):
             self._buckets_changed.set()
             return
@@ -429,7 +442,7 @@ class Volume:
         if mounted is not None and mounted.catalog is not None and mounted.catalog.loaded:
             self._suspect(mounted.catalog, hint.subject)
 
-    async def _take(self, event: Event) -> None:
+    async def take(self, event: Event) -> None:
         mounted = self.buckets.get(event.bucket)
         if mounted is None:
             return
@@ -489,25 +502,13 @@ class Volume:
         while (number := catalog.enter(messages, number)) < len(messages):
             message = messages[number]
             number += 1
-            if self.store.has_sent(message) and catalog.has_applied(message):
-                continue
-            meta = decode_message(message)
+            meta = self._news(catalog, message)
             if meta is None:
                 continue
             metas.append(meta)
             if meta.deleted:
                 await self.notifier.entries_told()
-            before = catalog.nuid_of(meta.subject) if catalog.loaded and not meta.deleted else ""
-            try:
-                effects = catalog.observe(meta)
-            except Exception:
-                # Of a batch only the message that nobody foresaw may be lost.
-                log.exception("metadata on %s (sequence %d) is passed over", meta.subject, meta.seq)
-            else:
-                if catalog.loaded:
-                    self.notifier.send(effects)
-                if before and meta.link is None and catalog.nuid_of(meta.subject) == meta.nuid:
-                    self.reader.replaced(before, meta)
+            self._learn(catalog, meta)
         if catalog.loaded:
             self._suspect_renames(catalog, metas)
             return
@@ -516,6 +517,44 @@ class Volume:
             # What was listed stays: a collection that goes over all of it, time and again, finds nothing.
             self._listed = 0
             gc.freeze()
+
+    def take_now(self, bucket: str, message: Message) -> bool:
+        """As `_observe` for a single message, unless that has to wait for the kernel."""
+        mounted = self.buckets.get(bucket)
+        catalog = None if mounted is None else mounted.catalog
+        if catalog is None or not catalog.loaded:
+            return False
+        try:
+            meta = self._news(catalog, message)
+            if meta is not None and meta.deleted and self.notifier.has_entries_to_tell:
+                return False
+            if meta is not None:
+                self._learn(catalog, meta)
+                self._suspect_renames(catalog, [meta])
+        except Exception:
+            log.exception("a message could not be applied: %.200r", message)
+        self._heard.set()
+        self._heard = trio.Event()
+        return True
+
+    def _news(self, catalog: Bucket, message: Message) -> Metadata | None:
+        """What a message says, if it is not one of this mount's that was applied already."""
+        if self.store.has_sent(message) and catalog.has_applied(message):
+            return None
+        return decode_message(message)
+
+    def _learn(self, catalog: Bucket, meta: Metadata) -> None:
+        before = catalog.nuid_of(meta.subject) if catalog.loaded and not meta.deleted else ""
+        try:
+            effects = catalog.observe(meta)
+        except Exception:
+            # Of a batch only the message that nobody foresaw may be lost.
+            log.exception("metadata on %s (sequence %d) is passed over", meta.subject, meta.seq)
+            return
+        if catalog.loaded:
+            self.notifier.send(effects)
+        if before and meta.link is None and catalog.nuid_of(meta.subject) == meta.nuid:
+            self.reader.replaced(before, meta)
 
     def _adopt(self, mounted: Mounted, catalog: Bucket) -> None:
         """The bucket's tree takes the place of the entry in the root that stood for it."""

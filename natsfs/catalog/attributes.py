@@ -266,6 +266,12 @@ def renamed_at(values: Mapping[str, str] | None) -> str | None:
     return (values or {}).get("named")
 
 
+def same_inode(one: Mapping[str, str] | None, other: Mapping[str, str] | None) -> bool:
+    """Whether two maps tell of one file that was written to, or renamed, in between."""
+    ino = (one or {}).get("ino")
+    return ino is not None and ino == (other or {}).get("ino")
+
+
 def removed_ns(values: Mapping[str, str] | None) -> int | None:
     """When the name of a tombstone was removed, by what its map says."""
     return parse_time((values or {}).get("ctime", ""))

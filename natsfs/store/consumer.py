@@ -7,7 +7,7 @@ Here a gap, a missing heartbeat or a lost connection raises `Unreachable`, and t
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
@@ -23,6 +23,7 @@ HEARTBEAT = 1.0  # seconds between the server's heartbeats on an idle consumer
 SILENCE = 3.0  # seconds without any message after which the server is asked about the consumer
 
 API_LIMIT = 10.0  # seconds for one attempt at an API request
+AT_ONCE = 16  # messages of one reading of the connection that are taken at once; then others have their turn
 DELETE_LIMIT = 2.0  # seconds for the server to answer each request at the end
 
 
@@ -52,6 +53,12 @@ class Consumer:
         self._filter = filter_subject
         self._headers_only = headers_only
         self._name = "natsfs-" + new_nuid()
+        # Takes a message that comes while nobody is busy with those before, without a turn of the loop; False where it
+        # cannot. To be set by the owner.
+        self.at_once: Callable[[Message], bool] | None = None
+        self._read = 0.0  # when what is being read came, and how many of it may still be taken at once
+        self._room = 0
+        self._waits = False  # whether the owner has taken everything
         self._batch: list[Message] = []
         self._arrived = trio.Event()
         self._controls: list[str] = []  # to be answered when all before was taken
@@ -121,6 +128,13 @@ class Consumer:
             return
         self._last = consumer_seq
         self.idle = False
+        if self.at_once is not None and self.is_taken:
+            if self._read != self.heard:
+                self._read, self._room = self.heard, AT_ONCE
+            if self._room:
+                self._room -= 1
+                if self.at_once(message):
+                    return
         self._batch.append(message)
         self._arrived.set()
 
@@ -139,6 +153,16 @@ class Consumer:
             self.idle = True
         self._arrived.set()
 
+    @property
+    def is_taken(self) -> bool:
+        """Whether the owner has taken all that came, and waits for more."""
+        return self._waits and not self._batch
+
+    @property
+    def has_come(self) -> bool:
+        """Whether there is a message to be taken."""
+        return bool(self._batch)
+
     async def messages(self) -> list[Message]:
         """The messages that came since the last call; empty only after a heartbeat says that there are none."""
         while True:
@@ -147,17 +171,21 @@ class Consumer:
             self._arrived = trio.Event()
             batch, self._batch = self._batch, []
             controls, self._controls = self._controls, []
-            for subject in controls:
-                # Answered only here, after all before it were taken: that is what paces the server.
-                await self._wire.publish(subject, b"")
-            if batch or self.idle:
-                self.idle = False
-                self.drained = self.drained or not batch
-                return batch
-            with trio.move_on_after(HEARTBEAT):
-                await self._arrived.wait()
-            if trio.current_time() - self.heard > SILENCE and not self._arrived.is_set():
-                await self._confirm()
+            self._waits = not batch
+            try:
+                for subject in controls:
+                    # Answered only here, after all before it were taken: that is what paces the server.
+                    await self._wire.publish(subject, b"")
+                if batch or self.idle:
+                    self.idle = False
+                    self.drained = self.drained or not batch
+                    return batch
+                with trio.move_on_after(HEARTBEAT):
+                    await self._arrived.wait()
+                if trio.current_time() - self.heard > SILENCE and not self._arrived.is_set():
+                    await self._confirm()
+            finally:
+                self._waits = False
 
     async def _confirm(self) -> None:
         """Ask whether a silent consumer is alive and has sent nothing that is missing here.

@@ -11,7 +11,6 @@ import base64
 import json
 import logging
 import secrets
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,7 +28,7 @@ from natsfs.store.layout import Layout
 from natsfs.store.login import Login
 from natsfs.store.publish import HEADERS_ROOM, Base, Known, Publisher, Upload, Uploaded, paced
 from natsfs.store.segments import Read, Segment
-from natsfs.store.watch import OP_HEADER, BucketsChanged, Event, Hint, Suspect, Watch
+from natsfs.store.watch import OP_HEADER, BucketsChanged, Hint, Receiver, Watch
 from natsfs.store.wire import Wire, persist
 
 log = logging.getLogger(__name__)
@@ -123,8 +122,7 @@ class Store:
         self._op_prefix = secrets.token_hex(6)
         self._mark = f"{OP_HEADER}: {self._op_prefix}.".encode()
         self._ops = 0
-        self._emit: Callable[[Event], Awaitable[None]] | None
-        self._hint: Callable[[Hint], None]
+        self._receiver: Receiver | None
         self._closed = False
         self._watches: dict[str, _Watched] = {}
         self._running: set[_Watched] = set()
@@ -137,19 +135,13 @@ class Store:
 
     # --- life -------------------------------------------------------------------------------------------------
 
-    async def open(
-        self,
-        nursery: trio.Nursery,
-        emit: Callable[[Event], Awaitable[None]] | None = None,
-        hint: Callable[[Hint], None] = lambda hint: None,
-    ) -> None:
+    async def open(self, nursery: trio.Nursery, receiver: Receiver | None = None) -> None:
         """Connect and check that JetStream answers. Raises `MountError`.
 
-        `emit` is given what the watch of each bucket tells, in order, in the task of that watch; nothing is watched
-        without it. `hint` is called with what others let suspect. The wires live in `nursery`, which has to outlive
-        every other use of the store.
+        The wires live in `nursery`, which has to outlive every other use of the store. Nothing is watched without a
+        `receiver`.
         """
-        self._nursery, self._emit, self._hint = nursery, emit, hint
+        self._nursery, self._receiver = nursery, receiver
         config = self._config
         where = ", ".join(config.servers)
         login = Login(config.servers, config.credentials)
@@ -178,6 +170,10 @@ class Store:
             ) from None
         except StoreError as error:
             raise MountError(f"JetStream at {where} does not answer: {error}") from None
+
+    def _hint(self, hint: Hint) -> None:
+        if self._receiver is not None and not self._closed:
+            self._receiver.hint(hint)
 
     async def _list_again(self) -> None:
         """The wire is back: what was listed before may be of another store. Most watches have noticed themselves."""
@@ -224,7 +220,9 @@ class Store:
         if purged.startswith(f"$O.{bucket}.C.") and not purged.endswith((">", "*")):
             return
         exact = purged.startswith(metadata) and not purged.endswith((">", "*"))
-        self._hint(Suspect(bucket, purged if exact else None))
+        watched = self._watches.get(bucket)
+        if watched is not None and not self._closed:
+            watched.watch.suspect(purged if exact else None)
 
     def _stream_advisory(self, message: Message | StoreError) -> None:
         if isinstance(message, Message):
@@ -330,8 +328,8 @@ class Store:
         """Begin to follow a bucket; `open` was told who is given its events."""
         if self._closed or bucket in self._watches:
             return
-        assert self._emit is not None
-        watch = Watch(self._news, self._api, bucket, self._emit, lambda: self._quick.generation)
+        assert self._receiver is not None
+        watch = Watch(self._news, self._api, bucket, self._receiver, lambda: self._quick.generation)
         watched = self._watches[bucket] = _Watched(watch)
         self._running.add(watched)
         self._nursery.start_soon(self._run, watched, name=f"watch {bucket}")

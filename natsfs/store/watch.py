@@ -6,8 +6,9 @@ After any interruption it lists the whole bucket again, because a purge leaves n
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import trio
 
@@ -22,6 +23,7 @@ log = logging.getLogger(__name__)
 
 OVERDUE = 1.5 * HEARTBEAT  # seconds of silence after which a change is not made without asking the leader
 OP_HEADER = "Natsfs-Op"
+SUSPECTS = 1000  # purged subjects that are told one by one
 SLICE = 128  # messages that are applied before other tasks have their turn: some milliseconds
 _OP = OP_HEADER.encode()
 
@@ -82,6 +84,19 @@ Event = Loading | Messages | Loaded | Interrupted | Gone
 Hint = Suspect | BucketsChanged
 
 
+class Receiver(Protocol):
+    """Who is told what happens in the buckets. None of this may raise."""
+
+    async def take(self, event: Event) -> None:
+        """What the watch of a bucket tells, in order, in the task of that watch. Meanwhile the server waits."""
+
+    def take_now(self, bucket: str, message: Message) -> bool:
+        """One more message of a bucket that is loaded, when all before was taken. False: not without a wait."""
+
+    def hint(self, hint: Hint) -> None:
+        """What others let suspect."""
+
+
 def decode_message(message: Message) -> Metadata | None:
     """None, and a warning, where it is no metadata."""
     subject = message.subject.decode("utf-8", "replace")
@@ -100,29 +115,46 @@ def decode_message(message: Message) -> Metadata | None:
 
 
 class Watch:
-    """`emit` is given the events in order, and must not raise. What it takes time for keeps the server waiting.
-
-    `generation` is that of the connection that messages are published on.
-    """
+    """`generation` is that of the connection that messages are published on."""
 
     def __init__(
         self,
         wire: Wire,
         api_prefix: str,
         bucket: str,
-        emit: Callable[[Event], Awaitable[None]],
+        receiver: Receiver,
         generation: Callable[[], int],
     ) -> None:
         self._wire = wire
         self._api = api_prefix
         self._bucket = bucket
-        self._emit = emit
+        self._receiver = receiver
         self._generation = generation
         self._listed = 0  # the generation in which the bucket was listed last
         self._consumer: Consumer | None = None
         self._identity: Identity | None = None
         self._last_seq = 0
         self._again = trio.Event()
+        self._suspects: set[str | None] = set()  # to be told behind the messages that came before them
+
+    def suspect(self, subject: str | None) -> None:
+        """Metadata under `subject`, or any, may have been purged.
+
+        That is told in its turn: of a message that was purged, and is still to be taken, nothing is known yet.
+        """
+        self._suspects.add(subject)
+        if len(self._suspects) > SUSPECTS:
+            self._suspects = {None}
+        if self._consumer is None or self._consumer.is_taken:
+            self._tell(self._take_suspects())
+
+    def _take_suspects(self) -> set[str | None]:
+        suspects, self._suspects = self._suspects, set()
+        return suspects
+
+    def _tell(self, suspects: set[str | None]) -> None:
+        for subject in suspects:
+            self._receiver.hint(Suspect(self._bucket, subject))
 
     def again(self) -> None:
         """The connection is back: do not wait out the delay between attempts."""
@@ -149,14 +181,14 @@ class Watch:
             try:
                 await self._follow()
             except BucketGone:
-                await self._emit(Gone(self._bucket))
+                await self._receiver.take(Gone(self._bucket))
                 return
             except StoreError as error:
                 log.warning("watch of bucket %s interrupted: %s", self._bucket, error)
             except Exception:
                 # Whatever it was, a bucket that nobody follows any more would be stale for ever.
                 log.exception("watch of bucket %s interrupted", self._bucket)
-            await self._emit(Interrupted(self._bucket))
+            await self._receiver.take(Interrupted(self._bucket))
             if trio.current_time() - started > 10:
                 delay = 0.05
             with trio.move_on_after(delay) as scope:
@@ -182,21 +214,33 @@ class Watch:
         consumer = Consumer(self._wire, self._api, self._bucket, f"$O.{self._bucket}.M.>")
         self._consumer = consumer
         async with consumer.running(deliver_policy="last_per_subject") as pending:
-            await self._emit(Loading(self._bucket, self._identity, last_seq, generation))
+            await self._receiver.take(Loading(self._bucket, self._identity, last_seq, generation))
             loaded = pending == 0
             if loaded:
-                await self._emit(Loaded(self._bucket))
+                await self._receiver.take(Loaded(self._bucket))
+                consumer.at_once = self._at_once
             seen = 0
             while True:
+                if not consumer.has_come:
+                    self._tell(self._take_suspects())
                 batch = await consumer.messages()
+                suspects = self._take_suspects()
                 for start in range(0, len(batch), SLICE):
                     if start:
                         await trio.lowlevel.checkpoint()
-                    await self._emit(Messages(self._bucket, batch[start : start + SLICE]))
+                    await self._receiver.take(Messages(self._bucket, batch[start : start + SLICE]))
+                self._tell(suspects)
                 if batch:
                     self._last_seq = max(self._last_seq, batch[-1].seq)
                 seen += len(batch)
                 # A subject that is purged during the listing is never delivered: the heartbeat tells the end then.
                 if not loaded and (seen >= pending or consumer.drained):
                     loaded = True
-                    await self._emit(Loaded(self._bucket))
+                    await self._receiver.take(Loaded(self._bucket))
+                    consumer.at_once = self._at_once
+
+    def _at_once(self, message: Message) -> bool:
+        taken = self._receiver.take_now(self._bucket, message)
+        if taken:
+            self._last_seq = max(self._last_seq, message.seq)
+        return taken

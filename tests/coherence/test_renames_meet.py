@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from natsfs.names import encode_subject
 from tests.coherence.proxy import Proxy
 from tests.posix.libc import RENAME_EXCHANGE, renameat2
 from tests.support import Client, Mount, Mounter, Server, content, until
@@ -86,10 +87,23 @@ def text(path: Path) -> str | None:
     return None if data is None else data.decode()
 
 
+def files(client: Client, bucket: str) -> set[str]:
+    return {name for name in client.names(bucket) if not name.endswith("/")}
+
+
+def forgotten(client: Client, bucket: str, mounts: int) -> None:
+    """What the server had for a connection that was cut goes by itself."""
+
+    def bound() -> list[bool]:
+        return [bool(consumer.get("push_bound")) for consumer in client.consumers(bucket)]
+
+    until(lambda: bound() == [True] * mounts, 20)
+
+
 def agree(slow: Mount, other: Mount, client: Client, bucket: str, expected: dict[str, str]) -> None:
     """Both mounts and the store have just `expected`."""
     assert {name: client.read(bucket, name).decode() for name in expected} == expected
-    assert {name for name in client.names(bucket) if not name.endswith("/")} == expected.keys()
+    assert files(client, bucket) == expected.keys()
     for path in (slow.path, other.path):
         # By name first: a listing tells the kernel anew what each name leads to.
         until(lambda path=path: {name: text(path / name) for name in expected} == expected)  # type: ignore[misc]
@@ -348,13 +362,55 @@ def test_what_was_moved_stays_where_its_old_name_is_in_use_again(
     agree(slow, other, client, bucket, FILLED | {"r/a": "new", "r/b": "theirs", "e/b": "r/b"})
 
 
+@pytest.fixture
+def third(pair: tuple[Mount, Mount], bucket: str, mount: Mounter, nats_server: Server) -> Mount:
+    """One more mount of the bucket, which does not stand behind the proxy."""
+    server = pair[0].server
+    port, server.port = server.port, nats_server.port
+    try:
+        return mount(f"/{bucket}", server=server)
+    finally:
+        server.port = port
+
+
 @pytest.mark.semantics("directories-renamed-while-changed")
-def test_the_same_rename_of_a_directory_elsewhere(
-    pair: tuple[Mount, Mount], proxy: Proxy, client: Client, bucket: str
+def test_the_answer_to_a_removal_is_lost_and_the_name_is_in_use_again(
+    pair: tuple[Mount, Mount], third: Mount, proxy: Proxy, client: Client, bucket: str
 ) -> None:
-    """What is put under an old name when one of the two is done with it is no new version of what both have moved."""
-    slow, other = pair
+    """As above: what was moved from there stays, although nobody knows that its old name was gone."""
+    slow, _ = pair
+    for one in pair:
+        one.allow(" WARNING ")
+    fill_directory(slow, third)
+    with proxy.holding(TOMBSTONE) as first:
+        rename = Call(lambda: (slow.path / "r").rename(slow.path / "e"))
+        assert first.holds.wait(10)
+        until((third.path / "e/s/t").exists)
+        (third.path / "r/x").write_text("x")
+        (third.path / "e/x").write_text("theirs")
+        caught_up(slow, third)
+        with proxy.holding(b'{"stream":"OBJ_', answers=True) as second:
+            first.release()
+            assert second.holds.wait(10)
+            until(lambda: not (third.path / "r/b").exists())
+            (third.path / "r/b").write_text("theirs")
+            time.sleep(0.3)  # until the mount behind the proxy has heard of it
+            proxy.cut()
+            second.release()
+            assert rename.ended() == errno.ENOTEMPTY
+    expected = FILLED | {"r/x": "x", "e/x": "theirs", "r/b": "theirs", "e/b": "r/b"}
+    until(lambda: files(client, bucket) == expected.keys(), 10)
+    agree(slow, third, client, bucket, expected)
+    forgotten(client, bucket, 3)
+
+
+@contextlib.contextmanager
+def same_renames(
+    slow: Mount, other: Mount, proxy: Proxy, client: Client, bucket: str
+) -> Iterator[tuple[Callable[[], int | None], Callable[[], int | None]]]:
+    """Both mounts rename `r` to `e`. They have published the new names, and each removes the old ones when told."""
     fill_directory(slow, other)
+    other.allow(" WARNING ")
     (other.path / "k").mkdir()
     with proxy.holding(b'"name":"d/gate/"') as gate:
         # It keeps the names of the bucket: the rename, which has found its target free, waits for them.
@@ -371,13 +427,145 @@ def test_the_same_rename_of_a_directory_elsewhere(
                 gate.release()
                 assert mkdir.ended() == 0
                 assert second.holds.wait(10)
-                first.release()
-                assert rename.ended() == 0
-                client.put(bucket, "r/b", b"theirs")
-                second.release()
-                assert same.ended() == 0
+
+                def end_first() -> int | None:
+                    first.release()
+                    return rename.ended()
+
+                def end_second() -> int | None:
+                    second.release()
+                    return same.ended()
+
+                yield end_first, end_second
     client.delete(bucket, "k/heard")
+
+
+@pytest.mark.semantics("directories-renamed-while-changed")
+def test_the_same_rename_of_a_directory_elsewhere(
+    pair: tuple[Mount, Mount], proxy: Proxy, client: Client, bucket: str
+) -> None:
+    """What is put under an old name when one of the two is done with it is no new version of what both have moved."""
+    slow, other = pair
+    with same_renames(slow, other, proxy, client, bucket) as (end_first, end_second):
+        assert end_first() == 0
+        client.put(bucket, "r/b", b"theirs")
+        assert end_second() == 0
     agree(slow, other, client, bucket, moved(FILLED) | {"r/b": "theirs"})
+
+
+@pytest.mark.semantics("directories-renamed-while-changed")
+@pytest.mark.parametrize("order", [1, -1], ids=["first", "second"])
+@pytest.mark.parametrize("change", ["chmod", "written"])
+def test_a_file_is_changed_during_the_same_rename_of_two(
+    pair: tuple[Mount, Mount],
+    third: Mount,
+    proxy: Proxy,
+    client: Client,
+    bucket: str,
+    order: int,
+    change: str,
+) -> None:
+    """It comes along, whoever ends first, and nothing has two names in the end."""
+    slow, other = pair
+    with same_renames(slow, other, proxy, client, bucket) as ends:
+        until((third.path / "r/s/t").exists)
+        if change == "chmod":
+            (third.path / "r/a").chmod(0o640)
+        else:
+            with (third.path / "r/a").open("r+") as file:
+                file.write("new")
+        time.sleep(0.3)  # until both have heard of it
+        results = {end() for end in ends[::order]}
+    assert 0 in results
+    assert results <= {0, errno.ENOENT, errno.ENOTEMPTY}
+    expected = moved(FILLED) | ({"e/a": "new"} if change == "written" else {})
+    agree(slow, third, client, bucket, expected)
+
+
+@pytest.mark.semantics("lost-answers")
+def test_what_others_took_away_does_not_come_back_with_a_rename_that_ended_with_a_timeout(
+    pair: tuple[Mount, Mount],
+    third: Mount,
+    proxy: Proxy,
+    client: Client,
+    bucket: str,
+    mount: Mounter,
+) -> None:
+    """The new names are published, and the removal of the old ones never reaches the server."""
+    slow = mount(f"/{bucket}", "timeout=4", server=pair[0].server)
+    for one in (*pair, slow):
+        one.allow(" WARNING ")
+    fill_directory(slow, third)
+    with proxy.holding(TOMBSTONE) as hold:
+        rename = Call(lambda: (slow.path / "r").rename(slow.path / "e"))
+        assert hold.holds.wait(10)
+        until((third.path / "e/s/t").exists)
+        proxy.away = True
+        proxy.cut()
+        (third.path / "r/a").unlink()
+        (third.path / "r/b").rename(third.path / "z")
+        hold.release()
+        assert rename.ended() == errno.ETIMEDOUT
+    proxy.away = False
+    expected = {"r/c": "r/c", "r/s/t": "r/s/t", "z": "r/b"}
+    until(lambda: files(client, bucket) == expected.keys(), 20)
+    agree(slow, third, client, bucket, expected)
+    forgotten(client, bucket, 4)
+
+
+@contextlib.contextmanager
+def keeping(slow: Mount, proxy: Proxy, bucket: str) -> Iterator[None]:
+    """The kernel keeps the root for a rename that waits for an upload, and takes no news of it."""
+    with (
+        (slow.path / "large").open("wb", buffering=0) as large,
+        proxy.holding(f"$O.{bucket}.C.".encode()) as hold,
+    ):
+        large.write(bytes(300_000))
+        rename = Call(lambda: (slow.path / "large").rename(slow.path / "moved"))
+        assert hold.holds.wait(10)
+        yield
+        hold.release()
+        assert rename.ended() == 0
+
+
+@pytest.mark.semantics("changes-by-others-show")
+def test_removals_in_a_directory_that_is_in_use_do_not_delay_other_news(
+    pair: tuple[Mount, Mount], proxy: Proxy, client: Client, bucket: str
+) -> None:
+    """Each waited for the kernel to take what it cannot take meanwhile."""
+    slow, other = pair
+    fill(slow, other, *(f"old{number}" for number in range(30)))
+    assert os.listdir(slow.path / "d") == []
+    with keeping(slow, proxy, bucket):
+        for number in range(30):
+            client.put(bucket, f"new{number}", b"")
+            client.delete(bucket, f"old{number}")
+        client.put(bucket, "d/f", b"")
+        until(lambda: os.listdir(slow.path / "d") == ["f"], 1)
+    until(lambda: {*os.listdir(slow.path)} == {"d", "moved", *(f"new{number}" for number in range(30))})
+
+
+@pytest.mark.semantics("purges-show-at-once")
+def test_a_purge_behind_news_that_wait(
+    pair: tuple[Mount, Mount], proxy: Proxy, client: Client, bucket: str
+) -> None:
+    """The word of a purge does not come before the message that was purged: nothing else would tell of it."""
+    slow, other = pair
+    fill(slow, other, *(f"old{number}" for number in range(8)))
+    for _ in range(5):
+        with keeping(slow, proxy, bucket):
+            for number in range(8):
+                client.put(bucket, f"new{number}", b"")
+                client.delete(bucket, f"old{number}")
+            client.put(bucket, "ghost", b"")
+            client.api(f"STREAM.PURGE.OBJ_{bucket}", {"filter": f"$O.{bucket}.M.{encode_subject('ghost')}"})
+            time.sleep(0.3)
+        until(lambda: not (slow.path / "old7").exists())
+        until(lambda: "ghost" not in os.listdir(slow.path), 3)
+        for number in range(8):
+            client.put(bucket, f"old{number}", b"")
+            client.delete(bucket, f"new{number}")
+        until(lambda: (slow.path / "old7").exists() and not (slow.path / "new7").exists())
 
 
 @pytest.mark.semantics("own-changes")

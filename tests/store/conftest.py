@@ -13,6 +13,7 @@ import trio
 from natsfs.catalog.metadata import Metadata
 from natsfs.config import Config, Credentials
 from natsfs.options import Options
+from natsfs.store.frames import Message
 from natsfs.store.store import Store
 from natsfs.store.watch import Event, Hint, Messages, decode_message
 from tests.support import Server
@@ -29,10 +30,14 @@ class Events:
     _more: trio.Event = field(default_factory=trio.Event)
 
     async def take(self, event: Event) -> None:
-        self.take_hint(event)
+        self.hint(event)
 
-    def take_hint(self, event: Event | Hint) -> None:
-        self.all.append(event)
+    def take_now(self, bucket: str, message: Message) -> bool:
+        self.hint(Messages(bucket, [message]))
+        return True
+
+    def hint(self, hint: Event | Hint) -> None:
+        self.all.append(hint)
         self._more.set()
 
     async def until(
@@ -98,7 +103,7 @@ def with_store(request: pytest.FixtureRequest, tmp_path: Path) -> Stores:
             store = Store(config)
             with trio.fail_after(LIMIT):
                 async with trio.open_nursery() as nursery:
-                    await store.open(nursery, events.take, events.take_hint)
+                    await store.open(nursery, events)
                     try:
                         return await work(store, events)
                     finally:
