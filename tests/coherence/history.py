@@ -67,6 +67,11 @@ class History:
         self._versions: dict[str, _Version] = {}
         self._dead: set[str] = set()
         self._removing: Counter[str] = Counter()
+        # Removals under way that may be about another name, that of the file in a directory which this mount renames
+        # when the path has been resolved so far: that name, the mount, and when the call began.
+        self._astray: dict[object, tuple[str, int, float]] = {}
+        self._moves: Counter[int] = Counter()  # renames of directories that are under way, by mount
+        self._moved: dict[int, float] = {}  # by mount, the time of the end of the last one
         self._removed: dict[str, float] = {}  # by name, the time of the end of the last removal
         # Appended lines, by the name of the log: those of calls that succeeded, and of those that may have.
         self._logs = 0
@@ -124,6 +129,10 @@ class History:
             if before is not None:
                 del self._live[name]
                 removed = self._removing[name] > 0 or self._removed.get(name, 0.0) >= when - 0.001
+                removed = removed or any(
+                    astray == name and self._has_moved(mount, since)
+                    for astray, mount, since in self._astray.values()
+                )
                 self._end(before, name, seq, removed=removed)
             return
         if text is None and not meta["size"]:
@@ -167,11 +176,33 @@ class History:
         for name, nuid in self._owed.items():
             self.wrong(f"{name}: a version was lost to one that had been replaced before: {nuid}")
 
+    def _has_moved(self, mount: int, since: float) -> bool:
+        """Whether `mount` has renamed a directory at any time from `since` on."""
+        return self._moves[mount] > 0 or self._moved.get(mount, 0.0) >= since
+
     @contextmanager
-    def removing(self, name: str) -> Iterator[None]:
-        """For the time of a call that is to remove `name`."""
+    def moving(self, mount: int) -> Iterator[None]:
+        """For the time of a call that is to rename a directory."""
+        with self._changed:
+            self._moves[mount] += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._moves[mount] -= 1
+                self._moved[mount] = time.time()
+
+    @contextmanager
+    def removing(self, name: str, mount: int = 0, astray: str | None = None) -> Iterator[None]:
+        """For the time of a call that is to remove `name`.
+
+        `astray` is the name that the file has when `mount` renames its directory meanwhile.
+        """
+        token, began = object(), time.time()
         with self._changed:
             self._removing[name] += 1
+            if astray is not None:
+                self._astray[token] = astray, mount, began
         sure = True
         try:
             yield
@@ -181,6 +212,9 @@ class History:
         finally:
             with self._changed:
                 self._removing[name] -= 1
+                self._astray.pop(token, None)
+                if astray is not None and self._has_moved(mount, began):
+                    self._removed[astray] = max(self._removed.get(astray, 0.0), time.time())
                 if self._removed.get(name) != math.inf:
                     self._removed[name] = time.time() if sure else math.inf
 

@@ -234,7 +234,9 @@ class Player(threading.Thread):
         self.saw(name, since, data, "has rewritten")
 
     def unlink(self, name: str) -> None:
-        with self.history.removing(name):
+        top, _, rest = name.partition("/")
+        others = [f"{other}/{rest}" for other in DIRECTORIES if top in DIRECTORIES and other != top]
+        with self.history.removing(name, self.mount, *others):
             (self.top / name).unlink()
 
     def remove(self) -> None:
@@ -257,7 +259,8 @@ class Player(threading.Thread):
         one, two = self.random.sample(DIRECTORIES, 2)
         self.about = [one, two]
         try:
-            (self.top / one).rename(self.top / two)
+            with self.history.moving(self.mount):
+                (self.top / one).rename(self.top / two)
         except FileNotFoundError:
             (self.top / one).mkdir()
 
