@@ -108,8 +108,8 @@ async def _mounted(
 ) -> None:
     operations = FileSystem(volume, Namespace(volume, files), files)
     _mount(operations, config)
-    volume.notifier.start()
     try:
+        volume.notifier.start()
         async with trio.open_nursery() as serving:
             serving.start_soon(_announce, config, ready)
             # Only as long as the session lives: libfuse frees it below, and ending it then is a crash. What was

@@ -529,6 +529,29 @@ def keeping(slow: Mount, proxy: Proxy, bucket: str) -> Iterator[None]:
 
 
 @pytest.mark.semantics("changes-by-others-show")
+def test_a_directory_that_is_in_use_does_not_delay_the_news_of_others(
+    pair: tuple[Mount, Mount], proxy: Proxy, client: Client, bucket: str
+) -> None:
+    slow, other = pair
+    directories = [f"d{number}" for number in range(12)]
+    for one in directories:
+        (slow.path / one).mkdir()
+    fill(slow, other, *(f"{one}/{name}" for one in directories for name in ("gone", "old")))
+    assert not any((slow.path / one / "new").exists() for one in directories)
+    with keeping(slow, proxy, bucket):
+        client.put(bucket, "in-root", b"")
+        for one in directories:
+            client.put(bucket, f"{one}/new", b"")
+            client.put(bucket, f"{one}/old", b"newer")
+            client.delete(bucket, f"{one}/gone")
+        for one in directories:
+            until((slow.path / one / "new").exists, 1)
+            until(lambda one=one: text(slow.path / one / "old") == "newer", 1)  # type: ignore[misc]
+            until(lambda one=one: not (slow.path / one / "gone").exists(), 1)  # type: ignore[misc]
+    until((slow.path / "in-root").exists)
+
+
+@pytest.mark.semantics("changes-by-others-show")
 def test_removals_in_a_directory_that_is_in_use_do_not_delay_other_news(
     pair: tuple[Mount, Mount], proxy: Proxy, client: Client, bucket: str
 ) -> None:
