@@ -6,8 +6,9 @@ Pure and synchronous. Programs go through a directory in the order of its listin
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from cachetools import LRUCache
 
@@ -30,6 +31,7 @@ class _Order:
     last: int
     window: int = 0
     ahead: int = 0  # everything before this place was named already
+    sizes: deque[int] = field(default_factory=deque)  # in bytes, from behind `last` up to `ahead`
 
 
 class _Scan:
@@ -40,7 +42,7 @@ class _Scan:
         self._entries = 0
         self._orders: list[_Order] = []
 
-    def next(self, directory: Node, node: Node) -> Iterator[Node]:
+    def next(self, directory: Node, node: Node, small: int, most: int) -> Iterator[Node]:
         children = directory.children or {}
         if not self._orders or len(children) != self._entries:
             self._look(children)
@@ -48,16 +50,24 @@ class _Scan:
             place = order.places.get(node.name)
             if place is None:
                 continue
-            if not 0 < place - order.last <= SKIPS:
+            passed = place - order.last
+            for _ in range(min(passed, len(order.sizes)) if passed > 0 else 0):
+                order.sizes.popleft()
+            if not 0 < passed <= SKIPS:
                 order.window = 0
             elif place + order.window // 2 >= order.ahead:
                 order.window = min(max(order.window * 2, FIRST_WINDOW), LAST_WINDOW)
-                start = max(order.ahead, place + 1)
-                order.ahead = min(place + 1 + order.window, len(order.nodes))
-                yield from order.nodes[start : order.ahead]
+                stop = min(place + 1 + order.window, len(order.nodes))
+                order.ahead = max(order.ahead, place + 1)
+                while order.ahead < stop and sum(order.sizes) < most:
+                    one = order.nodes[order.ahead]
+                    order.ahead += 1
+                    order.sizes.append(_size(one, small))
+                    yield one
             order.last = place
             if not order.window:
                 order.ahead = place + 1
+                order.sizes.clear()
         self._first = node.name
 
     def _look(self, children: dict[bytes, Node]) -> None:
@@ -69,11 +79,21 @@ class _Scan:
         for nodes in (listed, sorted(listed, key=lambda node: node.name)):
             places = {node.name: place for place, node in enumerate(nodes)}
             last = places.get(self._first, len(nodes))
-            self._orders.append(_Order(nodes, places, last, 0, last + 1))
+            self._orders.append(_Order(nodes, places, last, ahead=last + 1))
+
+
+def _size(node: Node, small: int) -> int:
+    """Bytes that are fetched ahead; of a large file, or what is none, there are none."""
+    size = node.meta.size if node.meta is not None and not node.is_dir else 0
+    return size if size <= small else 0
 
 
 class Ahead:
-    def __init__(self) -> None:
+    """Files of up to `small` bytes are fetched ahead, and about `most` bytes of those that are not opened yet."""
+
+    def __init__(self, small: int, most: int) -> None:
+        self._small = small
+        self._most = most
         self._scans: LRUCache[Node, _Scan] = LRUCache(DIRECTORIES)
 
     def opened(self, node: Node) -> list[Node]:
@@ -85,4 +105,4 @@ class Ahead:
         if scan is None:
             self._scans[directory] = _Scan(node)
             return []
-        return list(dict.fromkeys(scan.next(directory, node)))
+        return list(dict.fromkeys(scan.next(directory, node, self._small, self._most)))

@@ -23,7 +23,7 @@ from natsfs.catalog.xattrs import Edit, add
 from natsfs.errors import BucketGone, ChunksGone, Conflict, StoreError
 from natsfs.files.ahead import Ahead
 from natsfs.files.file import ATTEMPTS, File
-from natsfs.files.reader import Sequence, Version
+from natsfs.files.reader import SMALL, SMALL_AHEAD, Sequence, Version
 from natsfs.files.spool import DATA, ID_SHOWN
 from natsfs.holders import open_for_writing
 from natsfs.options import recover_command
@@ -59,7 +59,7 @@ class Files:
         self._files: dict[int, File] = {}
         self._handles: dict[int, Handle] = {}
         self._next = 0
-        self._ahead = Ahead()
+        self._ahead = Ahead(SMALL, min(SMALL_AHEAD, volume.config.options.cache_size // 8))
 
     # --- life of a file ---------------------------------------------------------------------------------------
 
@@ -208,6 +208,7 @@ class Files:
 
     async def release(self, fh: int) -> None:
         handle = self._handles.pop(fh)
+        self.volume.reader.turned(handle.sequence)
         if handle.writable:
             handle.file.writers -= 1
         await self._release(handle.file)

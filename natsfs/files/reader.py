@@ -12,6 +12,7 @@ import logging
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
+from functools import partial
 
 import trio
 from cachetools import LRUCache
@@ -35,6 +36,7 @@ LAST_WINDOW = 8 * 1024 * 1024
 DIGEST_AHEAD = 16 * 1024 * 1024
 LAYOUTS = 16384  # versions whose layout is remembered after they are closed; some 300 bytes each
 SMALL = 1024 * 1024  # a file up to this size is read whole as soon as it is opened
+SMALL_AHEAD = 4 * 1024 * 1024  # bytes of such files that are fetched before they are opened
 RENEWALS = 16  # new versions of small files that are fetched at a time because the old ones were read
 
 DISK_READERS = 4  # threads that read the disk cache at a time
@@ -79,13 +81,16 @@ class Flight:
         self.error: StoreError | None = None
 
 
-@dataclass(slots=True)
+@dataclass(eq=False, slots=True)
 class Sequence:
     """How one handle reads: where the next read would continue, and how far to read ahead (bytes)."""
 
     next: int = 0
     window: int = 0
     ahead: int = 0
+    unsent: set[trio.CancelScope] = field(
+        default_factory=set
+    )  # of requests ahead, those that wait to be sent
 
 
 class Reader:
@@ -115,6 +120,7 @@ class Reader:
         self._hasher = Hasher(nursery)
         self._versions: dict[tuple[str, str], Version] = {}
         self._window = max(FIRST_WINDOW, min(LAST_WINDOW, cache_size // 8))
+        self._going_on: set[Sequence] = set()  # those that are read ahead
 
     # --- versions ---------------------------------------------------------------------------------------------
 
@@ -249,22 +255,31 @@ class Reader:
             self._renewing -= 1
 
     async def prepare(self, metas: list[Metadata]) -> None:
-        """Fetch versions of one bucket that are likely to be opened next. Whoever opens one meanwhile waits for it."""
-        versions: list[Version] = []
+        """Fetch versions of one bucket that are likely to be opened next. Whoever opens one meanwhile waits for it.
+
+        Those that are larger than `SMALL` are not.
+        """
+        together: list[Metadata] = []
         size = 0
         for meta in metas:
-            key = (meta.bucket, meta.nuid)
+            if not 0 < meta.size <= SMALL or (meta.bucket, meta.nuid) in self._layouts:
+                continue
             # Without a digest nothing would prove that the chunk is all there is.
-            if (
-                meta.chunks == 1
-                and 0 < meta.size <= meta.chunk_size
-                and meta.digest
-                and key not in self._layouts
-            ):
-                size += meta.size
-                if size > RUN:
-                    break
-                versions.append(self.acquire(meta))
+            if meta.chunks != 1 or meta.size > meta.chunk_size or not meta.digest:
+                version = self.acquire(meta)
+                self.fetch_soon(version)
+                self.release(version)
+                continue
+            if size + meta.size > RUN:
+                await self._fetch_together(together)
+                together, size = [], 0
+            together.append(meta)
+            size += meta.size
+        await self._fetch_together(together)
+
+    async def _fetch_together(self, metas: list[Metadata]) -> None:
+        """Versions of one chunk each, with one request."""
+        versions = [self.acquire(meta) for meta in metas if (meta.bucket, meta.nuid) not in self._layouts]
         try:
             async with AsyncExitStack() as stack:
                 mine: dict[str, Version] = {}
@@ -310,17 +325,19 @@ class Reader:
         where the last one ended.
         """
         if abs(start - sequence.next) > 2 * RUN or (start == 0 and end >= layout.size):
-            sequence.window, sequence.ahead = 0, 0
+            self.turned(sequence)
             sequence.next = end
             return
         if end > sequence.next:
             sequence.next = end
         if not sequence.window:
+            self._going_on.add(sequence)
             sequence.window = FIRST_WINDOW if start else 0
             if start == 0:
                 sequence.window = FIRST_WINDOW // 2
-        elif sequence.ahead - end < sequence.window // 2:
-            sequence.window = min(sequence.window * 2, self._window)
+        else:
+            grown = sequence.window * (2 if sequence.ahead - end < sequence.window else 1)
+            sequence.window = min(grown, self._widest())
         sequence.ahead = max(sequence.ahead, end)
         while sequence.ahead < min(end + sequence.window, layout.size):
             first = layout.index(sequence.ahead)
@@ -330,18 +347,46 @@ class Reader:
             if layout.start(stop) <= sequence.ahead:
                 break
             version.users += 1
-            self._nursery.start_soon(self._prefetch, version, layout, first, stop)
+            scope = trio.CancelScope()
+            sequence.unsent.add(scope)
+            sent = partial(sequence.unsent.discard, scope)
+            self._nursery.start_soon(self._prefetch, version, layout, first, stop, scope, sent)
             sequence.ahead = layout.start(stop)
 
-    async def _prefetch(self, version: Version, layout: Layout, first: int, stop: int) -> None:
+    def _widest(self) -> int:
+        """How far to read ahead for each of those who read on: together not more than for two of them."""
+        return max(FIRST_WINDOW, min(self._window, 2 * self._window // max(len(self._going_on), 1)))
+
+    def turned(self, sequence: Sequence) -> None:
+        """Nobody reads on where the sequence was: what was not asked for yet is not needed.
+
+        What is on its way comes anyway, since the server cannot be stopped, and stays in the cache.
+        """
+        sequence.window = sequence.ahead = 0
+        self._going_on.discard(sequence)
+        for scope in sequence.unsent:
+            scope.cancel()
+        sequence.unsent.clear()
+
+    async def _prefetch(
+        self,
+        version: Version,
+        layout: Layout,
+        first: int,
+        stop: int,
+        scope: trio.CancelScope,
+        sent: Callable[[], None],
+    ) -> None:
         try:
-            for run in self._missing(version, first, stop):
-                # While the run before was on its way, others may have asked for parts of this one.
-                for run_first, run_stop in self._missing(version, *run)[:1]:
-                    await self._fetch(version, layout, run_first, run_stop)
+            with scope:
+                for run in self._missing(version, first, stop):
+                    # While the run before was on its way, others may have asked for parts of this one.
+                    for run_first, run_stop in self._missing(version, *run)[:1]:
+                        await self._fetch(version, layout, run_first, run_stop, sent)
         except Exception as error:
             log.info("reading ahead in %s: %s", version.meta.name, error)
         finally:
+            sent()
             self.release(version)
 
     def _missing(self, version: Version, first: int, stop: int) -> list[tuple[int, int]]:
@@ -395,8 +440,13 @@ class Reader:
                     parts.append(data)
         return parts
 
-    async def _fetch(self, version: Version, layout: Layout, first: int, stop: int) -> list[bytes]:
-        """Get a run of chunks that nobody else is getting, for all who wait for them."""
+    async def _fetch(
+        self, version: Version, layout: Layout, first: int, stop: int, sent: Callable[[], None] | None = None
+    ) -> list[bytes]:
+        """Get a run of chunks that nobody else is getting, for all who wait for them.
+
+        `sent` is called when the server is asked.
+        """
         meta = version.meta
         flights = []
         for index in range(first, stop):
@@ -415,7 +465,7 @@ class Reader:
                     upto < stop and upto not in kept and layout.start(upto + 1) - layout.start(at) <= 4 * RUN
                 ):
                     upto += 1
-                data += await self._from_server(version, layout, at, upto)
+                data += await self._from_server(version, layout, at, upto, sent)
             for index, chunk in zip(range(first, stop), data, strict=True):
                 await self._check(version, layout, index, chunk)
             for index, chunk, flight in zip(range(first, stop), data, flights, strict=True):
@@ -432,12 +482,15 @@ class Reader:
                     del self._flights[meta.bucket, meta.nuid, index]
                 flight.done.set()  # cancelled: without data or error, whoever waits fetches for itself
 
-    async def _from_server(self, version: Version, cut: Layout, first: int, stop: int) -> list[bytes]:
+    async def _from_server(
+        self, version: Version, cut: Layout, first: int, stop: int, sent: Callable[[], None] | None
+    ) -> list[bytes]:
         layout = version.layout or await self.layout(version)
         if not (layout is cut or layout.cuts_like(cut)):
             await self._forget(version)
             raise Corrupt(f"the content of {version.meta.name!r} is cut otherwise than it was")
-        return await self._store.chunks(version.meta.bucket, version.meta.nuid, layout, first, stop - first)
+        meta = version.meta
+        return await self._store.chunks(meta.bucket, meta.nuid, layout, first, stop - first, sent)
 
     def _put(self, version: Version, index: int, data: bytes, *, on_disk: bool = False) -> None:
         self._cache.put((version.meta.bucket, version.meta.nuid, index), data)

@@ -243,12 +243,25 @@ class Fetcher:
 
     # --- chunks -----------------------------------------------------------------------------------------------
 
-    async def chunks(self, bucket: str, nuid: str, layout: Layout, index: int, count: int) -> list[bytes]:
-        """`count` chunks from chunk `index` on. Raises `ChunksGone` or `Corrupt`."""
+    async def chunks(
+        self,
+        bucket: str,
+        nuid: str,
+        layout: Layout,
+        index: int,
+        count: int,
+        sent: Callable[[], None] | None = None,
+    ) -> list[bytes]:
+        """`count` chunks from chunk `index` on. Raises `ChunksGone` or `Corrupt`.
+
+        `sent` is called when there is room for them, before the server is asked.
+        """
         subject = f"$O.{bucket}.C.{nuid}"
         count = min(count, layout.count - index)
         need = layout.start(index + count) - layout.start(index)
         async with self._lane(need) as wire:
+            if sent is not None:
+                sent()
             for attempt in (self._get, self._from_leader):
                 seq = layout.seq(index)
                 if seq is None:

@@ -11,6 +11,7 @@ import base64
 import json
 import logging
 import secrets
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -418,8 +419,17 @@ class Store:
         """See `Fetcher.single`."""
         return await self._fetcher.single(metas)
 
-    async def chunks(self, bucket: str, nuid: str, layout: Layout, index: int, count: int) -> list[bytes]:
-        return await self._fetcher.chunks(bucket, nuid, layout, index, count)
+    async def chunks(
+        self,
+        bucket: str,
+        nuid: str,
+        layout: Layout,
+        index: int,
+        count: int,
+        sent: Callable[[], None] | None = None,
+    ) -> list[bytes]:
+        """See `Fetcher.chunks`."""
+        return await self._fetcher.chunks(bucket, nuid, layout, index, count, sent)
 
     @property
     def chunk_size(self) -> int:

@@ -264,6 +264,42 @@ def test_small_files_are_fetched_ahead(fresh_server: Server, mount: Mounter, bac
     assert mounted.finish() == []
 
 
+@pytest.mark.parametrize("size", [100_000, 300_000])
+def test_files_of_some_chunks_are_fetched_ahead(
+    fresh_server: Server, mount: Mounter, tmp_path: Path, size: int
+) -> None:
+    """Whoever opens the next one finds it in memory, also behind many of them."""
+    client = fresh_server.client
+    client.create_bucket("b")
+    contents = {f"d/{number:03}": noise(size, seed=number) for number in range(60)}
+    for name, data in contents.items():
+        client.put("b", name, data)
+    mounted = mount("/b", server=fresh_server)
+    for place, (name, data) in enumerate(contents.items()):
+        assert (mounted.path / name).read_bytes() == data
+        if place in (20, 40):
+            known = [f"d/{following:03}" for following in range(place + 1, place + 6)]
+            asked = -1
+            while asked != (asked := fresh_server.received()):
+                time.sleep(0.3)
+            fresh_server.pause()
+            try:
+                for other in known:
+                    (tmp_path / "expected").write_bytes(contents[other])
+                    run("cmp", mounted.path / other, tmp_path / "expected", limit=5)
+            finally:
+                fresh_server.resume()
+    assert mounted.finish() == []
+
+
+@pytest.mark.parametrize(("options", "expected"), [("", 1024), ("read_ahead=256K", 256)])
+def test_how_far_the_kernel_reads_ahead(bucket: str, mount: Mounter, options: str, expected: int) -> None:
+    mounted = mount(f"/{bucket}", options)
+    device = mounted.path.stat().st_dev
+    setting = Path(f"/sys/class/bdi/{os.major(device)}:{os.minor(device)}/read_ahead_kb")
+    assert int(setting.read_text()) == expected
+
+
 def test_an_idle_mount_is_quiet(fresh_server: Server, mount: Mounter) -> None:
     """A loaded bucket that nobody uses sends nothing for some seconds: no polling."""
     fresh_server.client.create_bucket("idle")
