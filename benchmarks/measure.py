@@ -68,6 +68,17 @@ class Cost:
 
 
 @dataclass
+class Block:
+    """A piece of work that is being accounted for."""
+
+    reads: int  # bytes that it reads; for one who is told only by the work, until the end of the block
+    started: float
+
+    def seconds(self) -> float:
+        return time.perf_counter() - self.started
+
+
+@dataclass
 class Results:
     values: dict[Cell, list[float]] = field(default_factory=lambda: defaultdict(list))
     costs: dict[Cell, list[Cost]] = field(default_factory=lambda: defaultdict(list))
@@ -110,8 +121,8 @@ class Trial:
             self.add(f"{row}-{name}", ordered[index] * 1000)
 
     @contextlib.contextmanager
-    def costed(self, row: str, reads: int = 0) -> Iterator[Callable[[], float]]:
-        """Account for the block under this row, which read so many bytes. It gives a clock for the block."""
+    def costed(self, row: str, reads: int = 0) -> Iterator[Block]:
+        """Account for the block under this row."""
         self.row = row
         subject = self.subject
         processes.sync(subject.place.folder)
@@ -119,9 +130,9 @@ class Trial:
         processes.forget_peak(daemons)
         served = subject.served()
         before = processes.cpu(daemons), processes.cpu(servers)
-        start = time.perf_counter()
-        yield lambda: time.perf_counter() - start
-        seconds = time.perf_counter() - start
+        block = Block(reads, time.perf_counter())
+        yield block
+        seconds = block.seconds()
         cell = row, subject.key
         if row not in self._wanted:
             return
@@ -132,16 +143,16 @@ class Trial:
             processes.peak(daemons),
         )
         self._results.costs[cell].append(cost)
-        if reads and served is not None:
-            self._results.proofs[cell].append(((subject.served() or 0) - served) / reads)
+        if block.reads and served is not None:
+            self._results.proofs[cell].append(((subject.served() or 0) - served) / block.reads)
         self.row = None
 
     @contextlib.contextmanager
     def timed(self, row: str, amount: float = 1, reads: int = 0) -> Iterator[None]:
         """The block's time is the row's value: `amount` a second, or just the time."""
-        with self.costed(row, reads) as clock:
+        with self.costed(row, reads) as block:
             yield
-            seconds = clock()
+            seconds = block.seconds()
         unit = ROWS[row].unit
         self.add(row, amount / seconds if unit in SPEEDS else seconds * {"ms": 1000, "s": 1}[unit])
 

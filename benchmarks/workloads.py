@@ -233,13 +233,16 @@ def fairness(trial: Trial) -> None:
     with background(COPIER, trial.sources.large, directory(trial)), trial.costed("fair-ls-p50"):
         time.sleep(0.2)
         end = time.monotonic() + trial.sizes.fair
-        for name in sorted(os.listdir(trial.sources.tree)):
+        # In no order, so that none is fetched ahead; and each once, so that none is in the page cache.
+        names = sorted(os.listdir(trial.sources.tree))
+        random.Random(8).shuffle(names)
+        for name in names:
             start = time.perf_counter()
             with os.scandir(tree) as entries:
                 for entry in entries:
                     entry.stat()
             middle = time.perf_counter()
-            (tree / name).read_bytes()  # each once, so that none is in the page cache
+            (tree / name).read_bytes()
             listings.append(middle - start)
             reads.append(time.perf_counter() - middle)
             if time.monotonic() > end:
@@ -349,10 +352,11 @@ def fio_job(trial: Trial, row: str, jobs: int, size: int, *arguments: str) -> No
                 copy_part(trial.sources.large, directory(trial) / name, size)
             trial.subject.settle()
             trial.subject.cold()
-        with trial.costed(row):
+        with trial.costed(row) as block:
             told = run_fio(
                 directory(trial), row, f"--size={size}", f"--numjobs={jobs}", "--ioengine=psync", *arguments
             )
+            block.reads = told["read"]["io_bytes"]
         read, write = told["read"], told["write"]
         moved = read["io_bytes"] + write["io_bytes"]
         trial.add(row, moved * 1000 / max(1, read["runtime"], write["runtime"]) / MB)
@@ -368,14 +372,14 @@ def fio_names(trial: Trial, kind: str) -> None:
             trial.subject.settle()
             trial.subject.cold()
         folder = directory(trial) / "fio-files"
-        with trial.costed(row) as clock:
+        with trial.costed(row) as block:
             told = run_fio(
                 folder,
                 "names",
                 *(f"--nrfiles={count}", "--filesize=4k", f"--ioengine=file{kind}"),
                 *("--openfiles=1", "--create_on_open=1"),
             )
-            seconds = clock()
+            seconds = block.seconds()
         # fio times open(2) only, but a file may be stored at close(2). The rest is in its milliseconds.
         trial.add(row, count / (seconds if kind == "create" else max(1, told["read"]["runtime"]) / 1000))
 
