@@ -14,11 +14,11 @@ import pytest
 from tests.support import CHUNK, Client, Mounter, Server, noise, opened, raises
 
 MEGABYTE = 1 << 20
-SIZE = 3 * MEGABYTE
+SIZE = 4 * MEGABYTE
 CACHE = 16 * MEGABYTE
 # What docs/configuration.md says is on its way, the disk cache included, beside one MiB for each file in use here.
 ON_ITS_WAY = 4 * 16 * MEGABYTE
-FILES = 100
+FILES = 200
 # Of what Python's allocator and the C library keep for themselves when it was in use once.
 SLACK = 1.2
 
@@ -43,8 +43,10 @@ def many(nats_server: Server) -> Iterator[str]:
 
 
 @pytest.mark.semantics("memory-bounded")
-def test_a_hundred_readers_and_writers(many: str, mount: Mounter, client: Client, tmp_path: Path) -> None:
-    """All at once, in all three hundred MB, of which every byte is right."""
+def test_a_hundred_readers_and_a_hundred_writers(
+    many: str, mount: Mounter, client: Client, tmp_path: Path
+) -> None:
+    """A hundred of each, all at once, in all eight hundred MB, of which every byte is right."""
     mounted = mount(f"/{many}", f"cache_size={CACHE}", f"disk_cache={tmp_path / 'cache'}")
     before = mounted.memory()
     together = threading.Barrier(FILES)
