@@ -6,13 +6,17 @@ import errno
 import hashlib
 import mmap
 import os
+import signal
+import subprocess
+import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
 
 from tests.coherence.test_seen_at_once import Writers, entry, whole
-from tests.support import Client, Mount, noise, opened, raises, until
+from tests.support import Client, Mount, Mounter, noise, opened, raises, until
 
 MiB = 1024 * 1024
 
@@ -107,9 +111,12 @@ def test_a_large_file_that_is_replaced(
 
 @pytest.mark.semantics("replaced-versions-stay-for-readers")
 def test_a_slow_reader_and_ten_replacements(folders: tuple[Path, Path]) -> None:
-    """A reader of a large file finishes its version while another mount replaces the file ten times."""
+    """A reader of a large file finishes its version while another mount replaces the file ten times.
+
+    No more than 12 MiB are read ahead, so after each replacement there are chunks that only the store has.
+    """
     here, there = folders
-    old = noise(20 * MiB, 1)
+    old = noise(24 * MiB, 1)
     (there / "f").write_bytes(old)
     until(lambda: (here / "f").exists())
     expected, got = hashlib.sha256(old).digest(), hashlib.sha256()
@@ -117,13 +124,35 @@ def test_a_slow_reader_and_ten_replacements(folders: tuple[Path, Path]) -> None:
         got.update(os.read(fd, 100_000))
         for number in range(10):
             (there / "f").write_bytes(noise(2 * MiB + number, number + 2))
-            for _ in range(2):
-                got.update(os.read(fd, MiB))
+            time.sleep(0.25)  # due purges are looked for once a second
+            got.update(os.read(fd, MiB))
         until(lambda: (here / "f").stat().st_size == 2 * MiB + 9)
         while part := os.read(fd, MiB):
             got.update(part)
     assert got.digest() == expected
     assert (here / "f").read_bytes() == noise(2 * MiB + 9, 11)
+
+
+@pytest.mark.semantics("replaced-versions-stay-for-readers")
+def test_how_long_a_replaced_version_stays(
+    folders: tuple[Path, Path], client: Client, mount: Mounter
+) -> None:
+    """Its chunks are in the store, for readers elsewhere, as long as `purge_grace` says; soon after they are not."""
+    here, _ = folders
+    grace = 4.0
+    there = mount(f"/{here.name}", f"purge_grace={grace:g}").path
+    old, new = noise(2 * MiB, 1), noise(2 * MiB, 2)
+    (there / "f").write_bytes(old)
+    until(lambda: (here / "f").exists())
+    before = {*client.chunks(here.name)}
+    with opened(here / "f", os.O_RDONLY) as fd:
+        began = time.monotonic()
+        (there / "f").write_bytes(new)
+        assert {*client.chunks(here.name)} > before
+        assert os.pread(fd, len(old), 0) == old
+    until(lambda: not before & {*client.chunks(here.name)}, grace + 10)
+    assert time.monotonic() - began >= grace
+    assert client.read(here.name, "f") == new
 
 
 @pytest.mark.semantics("digest-checked")
@@ -163,6 +192,51 @@ def test_a_mapping_keeps_its_version(
         assert mapping[:] == old
     finally:
         mapping.close()
+
+
+# Maps a file, touches its first page, and after a line of its input all others, from the last to the first.
+MAPPER = """
+import hashlib, mmap, resource, sys
+resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+path, size = sys.argv[1], int(sys.argv[2])
+expected = hashlib.shake_128((1).to_bytes(8, "big")).digest(size)
+with open(path, "rb") as file:
+    mapping = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
+print(mapping[:4096] == expected[:4096], flush=True)
+sys.stdin.readline()
+for start in reversed(range(0, size, 4096)):
+    if mapping[start : start + 4096] != expected[start : start + 4096]:
+        sys.exit(f"other bytes at {start}")
+"""
+
+
+@pytest.mark.semantics("mappings-keep-their-version")
+def test_a_mapping_of_a_large_file(
+    folders: tuple[Path, Path], writers: Writers, mounts: tuple[Mount, Mount], kind: str
+) -> None:
+    """Pages that are touched after another mount has replaced the file are the old ones; after a client that purges at
+    once has done so they end in SIGBUS.
+    """
+    here, there = folders
+    mounts[0].allow("are gone")
+    writer = writers(kind, mounts[1])
+    size = 16 * MiB  # of which less than 12 are read ahead
+    (there / "f").write_bytes(noise(size, 1))
+    until(lambda: (here / "f").exists())
+    with subprocess.Popen(
+        [sys.executable, "-c", MAPPER, here / "f", str(size)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "True\n"
+        writer.put(here.name, "f", noise(size + 1, 2))
+        until(lambda: (here / "f").stat().st_size == size + 1)
+        said = process.communicate("go\n", timeout=60)
+    assert said == ("", "")
+    assert process.returncode == (0 if kind == "natsfs" else -signal.SIGBUS)
 
 
 @pytest.mark.semantics("one-version-or-estale")
