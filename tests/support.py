@@ -768,7 +768,7 @@ class Mount:
         """A consumer that delivers to nobody, or any at all when no mount is left."""
         if self.server._process is None:
             return []
-        others = any(mount.server is self.server for mount in LIVE)
+        others = any(mount.server._process is self.server._process for mount in LIVE)  # also behind a proxy
         left = []
         for bucket in self.server.client.buckets():
             for consumer in self.server.client.consumers(bucket):

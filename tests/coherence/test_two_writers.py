@@ -120,11 +120,15 @@ def test_two_append_to_a_file_that_is_new_here_and_elsewhere(
 
 
 @pytest.mark.semantics("appends-from-several-machines")
-@pytest.mark.parametrize("first", ["", "first\n"], ids=["new", "existing"])
-@pytest.mark.parametrize("how", ["hold", "close"])
-def test_appends_on_four_mounts(bucket: str, mount: Mounter, client: Client, how: str, first: str) -> None:
+@pytest.mark.parametrize(
+    ("how", "first", "count"),
+    [("hold", "", 500), ("hold", "first\n", 125), ("close", "", 125), ("close", "first\n", 125)],
+    ids=["hold-new", "hold-existing", "close-new", "close-existing"],
+)
+def test_appends_on_four_mounts(
+    bucket: str, mount: Mounter, client: Client, how: str, first: str, count: int
+) -> None:
     """O_APPEND on four mounts loses no line, tears none, and keeps each writer's order."""
-    count = 125
     mounted = [mount(f"/{bucket}") for _ in range(4)]
     if first:
         (mounted[0].path / "log").write_text(first)
@@ -251,6 +255,7 @@ LOCKS: dict[str, Callable[[Path], object]] = {
     "O_EXCL": lambda path: os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY)),
     "mkdir": lambda path: path.mkdir(),
     "symlink": lambda path: path.symlink_to("x"),
+    "mknod": os.mknod,
     "RENAME_NOREPLACE": lambda path: renameat2(path.with_name("mine"), path, RENAME_NOREPLACE),
 }
 
@@ -293,7 +298,7 @@ def test_a_lock_of_which_nothing_was_heard(
 
 @pytest.mark.semantics("exclusive-everywhere")
 def test_exclusive_calls(folders: tuple[Path, Path]) -> None:
-    """O_EXCL, mkdir, symlink and RENAME_NOREPLACE at the same time on two mounts: one succeeds, each time."""
+    """O_EXCL, mkdir, symlink, mknod and RENAME_NOREPLACE at the same time on two mounts: one succeeds, each time."""
     number = 25
     here, there = folders
     for root in folders:
@@ -312,6 +317,8 @@ calls = {
     "e": lambda n: os.close(os.open(f"{folder}/e{n}", os.O_CREAT | os.O_EXCL | os.O_WRONLY)),
     "d": lambda n: os.mkdir(f"{folder}/d{n}"),
     "l": lambda n: os.symlink("x", f"{folder}/l{n}"),
+    "n": lambda n: os.mknod(f"{folder}/n{n}"),
+    "p": lambda n: os.mkfifo(f"{folder}/p{n}"),
     "r": rename,
 }
 print("ready", flush=True)
@@ -343,7 +350,7 @@ for n in range(number):
         process.stdin.flush()
     for process in running:
         made += process.communicate(timeout=60)[0].split()
-    assert Counter(made) == Counter(f"{what}{n}" for what in "edlr" for n in range(number))
+    assert Counter(made) == Counter(f"{what}{n}" for what in "edlnpr" for n in range(number))
 
 
 @pytest.mark.semantics("excl-local")
@@ -358,6 +365,30 @@ def test_excl_local(bucket: str, mount: Mounter, client: Client) -> None:
     until(lambda: entry(mounted.path / "f") == whole(b"mine"))
     with raises(errno.EEXIST):
         os.open(mounted.path / "f", os.O_CREAT | os.O_EXCL | os.O_WRONLY)
+
+
+@pytest.mark.semantics("excl-local")
+def test_what_stays_exclusive_with_excl_local(
+    proxied: tuple[Server, Proxy], bucket: str, mount: Mounter
+) -> None:
+    """Of names that others have taken, and of which nothing was heard here: O_EXCL takes them, nothing else does."""
+    behind, proxy = proxied
+    there = mount(f"/{bucket}").path
+    here = mount(f"/{bucket}", "excl=local", server=behind).path
+    (here / "mine").write_bytes(b"mine")
+    until(lambda: (there / "mine").exists())
+    for how, take in LOCKS.items():
+        name = f"lock {how}"
+        with proxy.holding(f'"name":"{name}'.encode(), answers=True) as hold, ThreadPoolExecutor() as threads:
+            (there / name).mkdir() if how == "mkdir" else (there / name).write_bytes(b"theirs")
+            assert hold.holds.wait(10)
+            taken = threads.submit(take, here / name)
+            wait([taken], 0.5)  # one that asks the store waits for what is held
+            hold.release()
+            problem = taken.exception(20)
+        assert (problem is None) == (how == "O_EXCL")
+        assert problem is None or isinstance(problem, FileExistsError)
+    assert (here / "mine").read_bytes() == b"mine"
 
 
 @pytest.mark.semantics("renames-over-one-name")
