@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.coherence.test_seen_at_once import entry, shows, view, whole
+from tests.coherence.test_seen_at_once import described, entry, shows, view, whole
 from tests.support import Client, Mount, Mounter, Server, encode, noise, raises, until
 
 SECOND = 1_000_000_000
@@ -95,6 +95,15 @@ def test_the_mounted_bucket_is_deleted(client: Client, bucket: str, mount: Mount
     shows(mounted.path, {"g": whole(b"y")}, "f")
 
 
+def refusal(path: Path) -> int | None:
+    """The error of an attempt to open a file for writing, which changes nothing."""
+    try:
+        os.close(os.open(path, os.O_WRONLY))
+    except OSError as error:
+        return error.errno
+    return None
+
+
 @pytest.mark.semantics("settings-show-at-once")
 def test_sealing(folders: tuple[Path, Path], mounts: tuple[Mount, Mount], client: Client) -> None:
     """A bucket that is sealed is read-only at once: EROFS before anything is written; reading goes on."""
@@ -104,14 +113,7 @@ def test_sealing(folders: tuple[Path, Path], mounts: tuple[Mount, Mount], client
     (here / "f").write_bytes(b"sealed in")
     client.change_bucket(here.name, sealed=True)
 
-    def refused() -> int | None:
-        try:
-            os.close(os.open(here / "f", os.O_WRONLY))
-        except OSError as error:
-            return error.errno
-        return None
-
-    assert until(refused) == errno.EROFS
+    assert until(lambda: refusal(here / "f")) == errno.EROFS
     for change in (
         lambda: (here / "new").mkdir(),
         lambda: (here / "new").write_bytes(b""),
@@ -180,9 +182,9 @@ def test_content_that_expired_under_its_metadata(client: Client, mount: Mounter,
         client.delete_bucket("renewed")
 
 
-@pytest.mark.semantics("mirrors")
-def test_a_mirror(client: Client, bucket: str, mount: Mounter) -> None:
-    """A mirror of a bucket shows the same objects as soon as they arrive, and is read-only."""
+@contextmanager
+def mirror_of(client: Client, bucket: str) -> Iterator[str]:
+    """A mirror of a bucket, as a bucket of its own."""
     client.api(
         "STREAM.CREATE.OBJ_mirror",
         {
@@ -199,7 +201,16 @@ def test_a_mirror(client: Client, bucket: str, mount: Mounter) -> None:
         },
     )
     try:
-        mounted = mount("/mirror")
+        yield "mirror"
+    finally:
+        client.delete_bucket("mirror")
+
+
+@pytest.mark.semantics("mirrors")
+def test_a_mirror(client: Client, bucket: str, mount: Mounter) -> None:
+    """A mirror of a bucket shows the same objects as soon as they arrive, and is read-only."""
+    with mirror_of(client, bucket) as mirror:
+        mounted = mount(f"/{mirror}")
         mounted.allow("read-only|does not exist any more")
         view(mounted.path, "f")
         client.put(bucket, "f", noise(400_000))
@@ -210,8 +221,48 @@ def test_a_mirror(client: Client, bucket: str, mount: Mounter) -> None:
             (mounted.path / "g").write_bytes(b"x")
         client.delete(bucket, "f")
         shows(mounted.path, {}, "f")
-    finally:
-        client.delete_bucket("mirror")
+
+
+@pytest.mark.semantics("mirrors")
+def test_changes_of_a_mirrored_bucket(client: Client, bucket: str, mount: Mounter) -> None:
+    """natsfs' renames, attributes and removals reach a mirror; what is purged stays until it is purged there."""
+    with mirror_of(client, bucket) as mirror:
+        source, mounted = mount(f"/{bucket}"), mount(f"/{mirror}")
+        mounted.allow("read-only|does not exist any more")
+        here, there = source.path, mounted.path
+        (here / "a").write_bytes(noise(300_000))
+        (here / "d").mkdir()
+        (here / "d/e").write_bytes(b"e")
+        shows(there, {"a": whole(noise(300_000)), "d": "directory"}, "b", "c")
+        ino = (there / "a").stat().st_ino
+        (here / "a").rename(here / "b")
+        (here / "b").chmod(0o600)
+        (here / "d").rename(here / "c")
+        shows(there, {"b": whole(noise(300_000)), "c": "directory"}, "a", "d")
+        shows(there / "c", {"e": whole(b"e")})
+        until(lambda: (there / "b").stat().st_mode & 0o777 == 0o600)
+        assert (there / "b").stat().st_ino == ino
+        client.publish_meta(client.stored(bucket, "b") | {"description": "new"})
+        until(lambda: described(there / "b") == "new")
+        (here / "c/e").unlink()
+        (here / "c").rmdir()
+        shows(there, {"b": whole(noise(300_000))}, "c")
+        # Go's rename is a put and a purge: a mirror has both names, each with the content, and keeps the old one.
+        client.rename(bucket, "b", "z")
+        shows(here, {"z": whole(noise(300_000))}, "b")
+        shows(there, {"b": whole(noise(300_000)), "z": whole(noise(300_000))})
+        client.delete(bucket, "z")
+        shows(here, {}, "z")
+        shows(there, {"b": whole(noise(300_000))}, "z")
+        client.put(bucket, "g", b"purged")
+        shows(there, {"b": whole(noise(300_000)), "g": whole(b"purged")})
+        client.api(f"STREAM.PURGE.OBJ_{bucket}")
+        shows(here, {}, "g")
+        client.put(bucket, "last", b"1")  # it comes behind everything else
+        shows(there, {"b": whole(noise(300_000)), "g": whole(b"purged"), "last": whole(b"1")})
+        for name in ("b", "g"):
+            client.api(f"STREAM.PURGE.OBJ_{mirror}", {"filter": f"$O.{mirror}.M.{encode(name)}"})
+        shows(there, {"last": whole(b"1")}, "b", "g")
 
 
 LEAF = """
@@ -244,18 +295,47 @@ def leaf_node() -> Iterator[tuple[Server, Server]]:
 
 @pytest.mark.semantics("domains")
 def test_a_bucket_of_a_leaf_node(mount: Mounter) -> None:
-    """domain=... reaches the buckets of a leaf node through the hub, and its changes show as well."""
+    """domain=... reaches the buckets of a leaf node through the hub, and all changes of them show as well."""
     with leaf_node() as (hub, leaf):
-        leaf.client.create_bucket("far")
-        leaf.client.put("far", "f", noise(300_000))
-        mounted = mount("/far", "domain=leaf", server=hub)
-        assert view(mounted.path, "g") == {"f": whole(noise(300_000)), "g": None}
-        leaf.client.put("far", "g", b"put there")
-        shows(mounted.path, {"f": whole(noise(300_000)), "g": whole(b"put there")})
-        (mounted.path / "h").write_bytes(noise(200_000, 1))
-        assert leaf.client.read("far", "h") == noise(200_000, 1)
-        leaf.client.rename("far", "g", "i")
-        until(lambda: sorted(os.listdir(mounted.path)) == ["f", "h", "i"])
-        leaf.client.delete("far", "f")
-        until(lambda: sorted(os.listdir(mounted.path)) == ["h", "i"])
+        there = leaf.client
+        there.create_bucket("far")
+        there.put("far", "f", noise(300_000))
+        hub.client.create_bucket("near")
+        mounted = mount("", "domain=leaf,purge_grace=0", server=hub)
+        mounted.allow("read-only|does not exist any more|no space|maximum bytes")
+        mounted.allow_failed()
+        root, folder = mounted.path, mounted.path / "far"
+        assert view(root, "made") == {"far": "directory", "made": None}
+        assert view(folder, "g") == {"f": whole(noise(300_000)), "g": None}
+        there.put("far", "g", b"put there")
+        shows(folder, {"f": whole(noise(300_000)), "g": whole(b"put there")})
+        there.put("far", "g", b"once more")
+        shows(folder, {"f": whole(noise(300_000)), "g": whole(b"once more")})
+        (folder / "h").write_bytes(noise(200_000, 1))
+        assert there.read("far", "h") == noise(200_000, 1)
+        there.rename("far", "g", "i")
+        until(lambda: sorted(os.listdir(folder)) == ["f", "h", "i"])
+        there.delete("far", "f")
+        until(lambda: sorted(os.listdir(folder)) == ["h", "i"])
+        # Of purges, and of buckets that come and go, advisories alone tell; elsewhere it takes half a minute or more.
+        there.api("STREAM.PURGE.OBJ_far", {"filter": f"$O.far.M.{encode('i')}"})
+        shows(folder, {"h": whole(noise(200_000, 1))}, "i")
+        there.api("STREAM.PURGE.OBJ_far")
+        shows(folder, {}, "h")
+        there.change_bucket("far", max_bytes=1024 * 1024)
+        until(lambda: os.getxattr(folder, "user.nats.max_bytes") == b"1048576", 5)
+        with raises(errno.ENOSPC):
+            (folder / "big").write_bytes(noise(2_000_000))
+        there.create_bucket("made")
+        shows(root, {"far": "directory", "made": "directory"})
+        there.put("made", "f", b"1")
+        shows(root / "made", {"f": whole(b"1")})
+        there.change_bucket("made", sealed=True)
+        assert until(lambda: refusal(root / "made/f")) == errno.EROFS
+        assert view(root / "made") == {"f": whole(b"1")}
+        there.delete_bucket("made")
+        shows(root, {"far": "directory"}, "made")
+        (root / "ours").mkdir()
+        assert sorted(there.buckets()) == ["far", "ours"]
+        assert hub.client.buckets() == ["near"]
         assert mounted.finish() == []
