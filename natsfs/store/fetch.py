@@ -24,6 +24,7 @@ WHOLE = 8
 # The server disconnects a client with 64 MiB of unread direct-get data; stay well below.
 BUDGET = 16 * 1024 * 1024
 BATCH_BYTES = 4 * 1024 * 1024
+SCAN_DELAYS = (0.05, 0.2, 0.5, 1.0, 2.0)  # seconds from one scan that shows too little to the next
 
 
 @dataclass(slots=True)
@@ -234,12 +235,31 @@ class Fetcher:
             )
         if not first or not last:
             return None
-        total = first[0].pending + 1
-        if total > 0 and prove_uniform(meta.size, meta.chunks, meta.chunk_size, total, len(last[0].data)):
+        total = first[0].pending + 1 or await self._count(bucket, subject)
+        if prove_uniform(meta.size, meta.chunks, meta.chunk_size, total, len(last[0].data)):
             return uniform(meta.size, meta.chunks, meta.chunk_size, first[0].seq, last[0].seq), []
-        lengths, seqs = await self._scan(bucket, subject)
+        lengths, seqs = await self._scan_whole(bucket, subject)
         layout = irregular(meta.size, lengths, seqs)
         return None if layout is None else (layout, [])
+
+    async def _count(self, bucket: str, subject: str) -> int:
+        """How many messages a subject has, by the word of the leader."""
+
+        async def attempt() -> dict[str, Any]:
+            body = {"subjects_filter": subject}
+            return await self._quick.api(f"{self._api}.STREAM.INFO.OBJ_{bucket}", body, min(self._limit, 10))
+
+        info = await persist(attempt, self._limit)
+        return int((info["state"].get("subjects") or {}).get(subject, 0))
+
+    async def _scan_whole(self, bucket: str, subject: str) -> tuple[list[int], list[int]]:
+        """A scan that shows all that the leader has: the consumer may be at a replica that lags."""
+        for delay in SCAN_DELAYS:
+            lengths, seqs = await self._scan(bucket, subject)
+            if len(seqs) >= await self._count(bucket, subject):
+                return lengths, seqs
+            await trio.sleep(delay)
+        raise Unreachable(f"no replica shows all messages of {subject}")
 
     # --- chunks -----------------------------------------------------------------------------------------------
 
@@ -337,7 +357,7 @@ class Fetcher:
             if rank > index:
                 ceiling = probe
         # Without pending counts (no direct get) the scan tells all there is to know.
-        lengths, seqs = await self._scan(bucket, subject)
+        lengths, seqs = await self._scan_whole(bucket, subject)
         for rank, (length, seq) in enumerate(zip(lengths, seqs, strict=True)):
             if length:
                 layout.learn(rank, seq)

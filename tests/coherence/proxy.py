@@ -233,3 +233,68 @@ class Gate(Proxy):
             return b"".join(passed)
 
         return sift
+
+
+class Behind(Proxy):
+    """Reads of chunks, and the first scan of an object's, are answered as by a replica that has still to get them.
+
+    `has` is of how many chunks of each object it knows, 0 or 1; None: of all.
+    """
+
+    def __init__(self, target: int) -> None:
+        super().__init__(target)
+        self.has: int | None = None
+        self.reads = 0  # that were answered so
+        self.scans: set[bytes] = set()  # of what
+
+    def _sent(self) -> Callable[[bytes], bytes]:
+        frames = _Frames()
+
+        def sift(data: bytes) -> bytes:
+            return b"".join(self._asked(frame, subject) for frame, subject, _ in frames.of(data))
+
+        return sift
+
+    def _asked(self, frame: bytes, subject: bytes) -> bytes:
+        changed = frame
+        if self.has is not None and b".DIRECT.GET." in subject and b".C." in frame:
+            if self.has:
+                changed = re.sub(rb'(?<="batch": )\d+', lambda number: b"1".rjust(len(number[0])), frame)
+            else:
+                changed = frame.replace(b'"$O.', b'"$X.')
+            self.reads += changed != frame
+        elif self.has is not None and b".CONSUMER.CREATE." in subject and b".C." in subject:
+            filtered = subject.partition(b".$O.")[2]
+            if filtered not in self.scans:
+                self.scans.add(filtered)
+                changed = frame.replace(b'"deliver_policy": "all"', b'"deliver_policy": "new"')
+        return changed
+
+
+class Older(Proxy):
+    """While it `lags` a watch lists the metadata that was the first to pass under each subject, with its sequence."""
+
+    def __init__(self, target: int) -> None:
+        super().__init__(target)
+        self.lags = False
+        self.listed: set[bytes] = set()  # the subjects of which something old was told
+        self._first: dict[bytes, tuple[bytes, bytes, bytes]] = {}
+
+    def _answered(self) -> Callable[[bytes], bytes]:
+        frames = _Frames()
+        return lambda data: b"".join(
+            self._told(frame, subject) if re.match(rb"\$O\.[^.]+\.M\.", subject) else frame
+            for frame, subject, _ in frames.of(data)
+        )
+
+    def _told(self, frame: bytes, subject: bytes) -> bytes:
+        line, _, content = frame.partition(b"\r\n")
+        verb, _, sid, reply, *lengths = line.split(b" ")
+        tokens = reply.split(b".")  # $JS ACK stream consumer delivered sequence ...
+        first = self._first.setdefault(subject, (b" ".join([verb, *lengths]), tokens[5], content))
+        if not self.lags or first[1] == tokens[5]:
+            return frame
+        self.listed.add(subject)
+        tokens[5] = first[1]
+        verb, *lengths = first[0].split(b" ")
+        return b" ".join([verb, subject, sid, b".".join(tokens), *lengths]) + b"\r\n" + first[2]

@@ -13,9 +13,20 @@ from pathlib import Path
 
 import pytest
 
-from tests.coherence.proxy import Lagging
-from tests.coherence.test_seen_at_once import entry, whole
-from tests.support import Client, Mount, Mounter, Server, encode, noise, opened, until
+from tests.coherence.proxy import Behind, Lagging, Older, Proxy
+from tests.coherence.test_seen_at_once import entry, view, whole
+from tests.support import (
+    Client,
+    Mount,
+    Mounter,
+    Server,
+    digest_of,
+    encode,
+    noise,
+    opened,
+    split,
+    until,
+)
 
 SETTINGS = """
 server_name: n{number}
@@ -243,6 +254,105 @@ def test_a_listing_of_a_replica_that_lags(
             client.api(f"STREAM.PURGE.OBJ_{bucket}", {"filter": f"$O.{bucket}.M.{encode(name)}"})
         proxy.away = False
         until(lambda: sorted(os.listdir(mounted.path)) == ["a", "news"], 10)
+        assert [problem for problem in mounted.finish() if not problem.startswith("consumer ")] == []
+    finally:
+        proxy.close()
+
+
+def behind(proxy: Proxy, nats_server: Server) -> Server:
+    """The server as it is through a proxy."""
+    server = Server()
+    server.port, server._process, server._connected = proxy.port, nats_server._process, nats_server.client
+    return server
+
+
+@pytest.fixture
+def replica(nats_server: Server) -> Iterator[Behind]:
+    proxy = Behind(nats_server.port)
+    yield proxy
+    proxy.close()
+
+
+@pytest.mark.semantics("clusters")
+@pytest.mark.parametrize("has", [0, 1])
+def test_chunks_that_a_replica_lacks(
+    nats_server: Server, bucket: str, mount: Mounter, replica: Behind, has: int
+) -> None:
+    """A replica that answers 404, or has fewer chunks, makes no error, whatever the size and the chunks' lengths."""
+    mounted = mount(f"/{bucket}", server=behind(replica, nats_server))
+    data = noise(4_000_000)
+    pieces = {
+        "one": [data[:10]],
+        "few": split(data[:300_000]),
+        "many": split(data),
+        "odd": [data[at * at * 1000 : (at + 1) * (at + 1) * 1000] for at in range(20)],
+    }
+    replica.has = has
+    for name, chunks in pieces.items():
+        nats_server.client.put(bucket, name, chunks)
+        until((mounted.path / name).exists)
+        asked = replica.reads
+        assert (mounted.path / name).read_bytes() == b"".join(chunks)
+        assert replica.reads > asked or (name, has) == ("one", 1)
+    assert replica.scans
+    assert mounted.finish() == []
+
+
+@pytest.mark.semantics("clusters")
+@pytest.mark.parametrize("has", [0, 1])
+def test_a_replica_falls_behind_while_a_file_is_read(
+    nats_server: Server, bucket: str, mount: Mounter, replica: Behind, has: int
+) -> None:
+    """The chunks that it does not have any more come from the leader, also those on which a change is built."""
+    mounted = mount(f"/{bucket}", server=behind(replica, nats_server))
+    data = noise(20_000_000)
+    nats_server.client.put(bucket, "f", data)
+    until((mounted.path / "f").exists)
+    with opened(mounted.path / "f", os.O_RDWR) as fd:
+        assert os.pread(fd, 10, 0) == data[:10]
+        replica.has = has
+        assert os.pread(fd, 3_000_000, 9_000_000) == data[9_000_000:12_000_000]
+        assert replica.reads > 0
+        asked = replica.reads
+        os.pwrite(fd, b"changed", 15_000_000)
+    assert replica.reads > asked
+    expected = data[:15_000_000] + b"changed" + data[15_000_007:]
+    assert nats_server.client.read(bucket, "f") == expected
+    assert mounted.finish() == []
+
+
+@pytest.mark.semantics("clusters")
+def test_a_listing_with_older_versions(nats_server: Server, bucket: str, mount: Mounter) -> None:
+    """A watch that begins anew at a replica that has the versions before: no reading goes back to one of them."""
+    proxy = Older(nats_server.port)
+    client = nats_server.client
+    mounted = mount(f"/{bucket}", server=behind(proxy, nats_server))
+    mounted.allow(" WARNING ")
+    old, new = noise(1000, 1), noise(2000, 2)
+    for name in ("replaced", "removed"):
+        client.put(bucket, name, old)
+        until((mounted.path / name).exists)
+    client.put(bucket, "replaced", new)
+    client.delete(bucket, "removed")
+    expected = {"replaced": whole(new), "removed": None}
+    until(lambda: view(mounted.path, "removed") == expected)
+    ino = (mounted.path / "replaced").stat().st_ino
+    proxy.lags = True
+    proxy.cut()
+    try:
+
+        def goes_on() -> bool:
+            assert view(mounted.path, "removed") == expected
+            return len(proxy.listed) == 2
+
+        until(goes_on, 10, "the watch begins anew")
+        client.put(bucket, "last", b"1")
+        until((mounted.path / "last").exists, 10)
+        assert view(mounted.path, "removed") == expected | {"last": whole(b"1")}
+        assert (mounted.path / "replaced").stat().st_ino == ino
+        proxy.lags = False
+        (mounted.path / "replaced").chmod(0o600)  # on top of the newest one
+        assert client.stored(bucket, "replaced")["digest"] == digest_of(new)
         assert [problem for problem in mounted.finish() if not problem.startswith("consumer ")] == []
     finally:
         proxy.close()
