@@ -255,10 +255,17 @@ class Server:
         shutil.rmtree(self.data, ignore_errors=True)
         del self.data
 
-    def _connections(self, name: str) -> list[dict[str, Any]]:
+    def has_connection(self, name: str) -> bool:
+        """Whether a client whose name begins so is connected."""
+        return bool(self._find_connections(name))
+
+    def _find_connections(self, name: str) -> list[dict[str, Any]]:
         with urllib.request.urlopen(f"{self.monitoring}/connz", timeout=10) as answer:
             connections = json.load(answer)["connections"]
-        found = [c for c in connections if str(c.get("name", "")).startswith(name)]
+        return [c for c in connections if str(c.get("name", "")).startswith(name)]
+
+    def _connections(self, name: str) -> list[dict[str, Any]]:
+        found = self._find_connections(name)
         assert found, f"there is no connection {name!r}"
         return found
 

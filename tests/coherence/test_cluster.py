@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
 import os
 import socket
 import threading
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from nats.errors import TimeoutError as NoAnswer
 
 from tests.coherence.proxy import Behind, Lagging, Older, Proxy
 from tests.coherence.test_seen_at_once import entry, view, whole
@@ -22,6 +26,7 @@ from tests.support import (
     Server,
     digest_of,
     encode,
+    new_nuid,
     noise,
     opened,
     split,
@@ -64,14 +69,15 @@ def cluster() -> Iterator[list[Server]]:
             return bool(meta.get("leader")) and meta.get("cluster_size") == 3
 
         until(has_leader, 60, "the cluster has a leader")
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 90
         while True:
             try:
                 nodes[0].client.create_bucket("b", num_replicas=3)
                 break
-            except RuntimeError as error:
-                # The leader has still to hear of the others.
-                if "no suitable peers" not in str(error) or time.monotonic() > deadline:
+            except (RuntimeError, NoAnswer) as error:
+                # The leader has still to hear of the others, or there is a new one, which knows of no request.
+                fits = isinstance(error, NoAnswer) or "no suitable peers" in str(error)
+                if not fits or time.monotonic() > deadline:
                     raise
                 time.sleep(0.2)
         yield nodes
@@ -220,6 +226,133 @@ def test_a_node_stops(cluster: list[Server], mount: Mounter) -> None:
     assert (other.path / "before").read_bytes() == noise(500_000)
     for one in (mounted, other):
         assert [problem for problem in one.finish() if not problem.startswith("consumer ")] == []
+
+
+class Writing(threading.Thread):
+    """Another client, at `node`, which puts, replaces, renames and removes; what is not acknowledged it repeats."""
+
+    def __init__(self, node: Server) -> None:
+        super().__init__(daemon=True)
+        self.node = node
+        self.rounds = 0
+        self.ends = threading.Event()
+
+    def run(self) -> None:
+        while not self.ends.is_set():
+            self._round(self.rounds + 1)
+            self.rounds += 1
+
+    def _round(self, number: int) -> None:
+        name, data = f"n{number}", str(number).encode()
+        self._put("again", data)
+        meta = self._put(name, data)
+        if number % 3 == 1:
+            self._publish(meta | {"name": f"r{number}"})
+            purge = {"filter": f"$O.b.M.{encode(name)}"}
+            self._insist(lambda client: client._api("STREAM.PURGE.OBJ_b", purge))
+        elif number % 3 == 2:
+            self._publish(meta | {"size": 0, "chunks": 0, "deleted": True})
+
+    def _put(self, name: str, data: bytes) -> dict[str, Any]:
+        """What it replaces keeps its chunks, so that whoever reads it meanwhile gets no ESTALE."""
+        nuid = new_nuid()
+        meta = {"name": name, "bucket": "b", "nuid": nuid, "size": len(data), "chunks": 1}
+        # One that is stored twice would be two chunks, were it not for its id.
+        headers = {"Nats-Msg-Id": nuid}
+        self._insist(lambda client: client.js.publish(f"$O.b.C.{nuid}", data, headers=headers))
+        self._publish(meta := meta | {"digest": digest_of(data)})
+        return meta
+
+    def _publish(self, meta: dict[str, Any]) -> None:
+        self._insist(lambda client: client._publish_meta(meta))
+
+    def _insist(self, work: Callable[[Client], Coroutine[Any, Any, object]]) -> None:
+        while not self.ends.is_set():
+            client = self.node.client
+            with contextlib.suppress(Exception):
+                client.run(asyncio.wait_for(work(client), 2))
+                return
+            time.sleep(0.05)
+
+
+def agreed(client: Client, folder: Path) -> bool:
+    """Whether a mount shows the names that are stored, and no other."""
+    return set(os.listdir(folder)) == client.names("b")
+
+
+def healthy(nodes: list[Server]) -> bool:
+    """Whether the bucket's stream has a leader, and replicas that have all of it."""
+    try:
+        cluster = nodes[0].client.info("b")["cluster"]
+    except Exception:  # an election is under way
+        return False
+    return bool(cluster.get("leader")) and all(
+        replica.get("current") and not replica.get("offline") for replica in cluster["replicas"]
+    )
+
+
+@pytest.mark.semantics("clusters", "changes-by-others-show")
+def test_another_writes_while_the_watch_moves(cluster: list[Server], mount: Mounter) -> None:
+    """Leaders step down, and the nodes stop that a watch is connected to and that serve it: no change is lost."""
+    cluster[0].client.api("STREAM.PURGE.OBJ_b")
+    mounted = mount("/b", server=Several(cluster))
+    mounted.allow(" WARNING ")
+    writing = Writing(cluster[0])
+    problems: list[str] = []
+
+    def read() -> None:
+        newest = 0
+        while not writing.ends.is_set():
+            try:
+                number = int((mounted.path / "again").read_bytes())
+            except OSError as error:
+                problems.append(str(error))
+                continue
+            if number < newest:
+                problems.append(f"{number} after {newest}")
+            newest = number
+            time.sleep(0.002)
+
+    def goes_on(what: str) -> None:
+        """Some rounds more, and what they made shows."""
+        at = writing.rounds
+        until(lambda: writing.rounds > at + 6, 40, f"writing goes on, {what}")
+        until(lambda: int((mounted.path / "again").read_bytes()) > at + 6, 20, f"changes show, {what}")
+
+    def connected() -> Server | None:
+        return next((node for node in cluster if node.has_connection("natsfs watches")), None)
+
+    def serving() -> Server | None:
+        bound = [one for one in cluster[0].client.consumers("b") if one.get("push_bound")]
+        return cluster[int(bound[0]["cluster"]["leader"].removeprefix("n"))] if len(bound) == 1 else None
+
+    writing.start()
+    reader = threading.Thread(target=read)
+    try:
+        until((mounted.path / "again").exists, 20)
+        reader.start()
+        writing.node.client.api("STREAM.LEADER.STEPDOWN.OBJ_b")
+        goes_on("after the stream's leader has stepped down")
+        for find in (connected, serving):
+            until(lambda: healthy(cluster), 60)
+            node = until(find, 20)
+            assert node is not None
+            writing.node = next(other for other in cluster if other is not node)
+            time.sleep(0.2)
+            node.stop()
+            goes_on("without a node")
+            node.start()
+        goes_on("with all nodes")
+    finally:
+        writing.ends.set()
+        writing.join(30)
+        reader.join(30)
+    until(lambda: healthy(cluster), 60)
+    until(lambda: agreed(cluster[0].client, mounted.path), 10)
+    for name in os.listdir(mounted.path):
+        assert (mounted.path / name).read_bytes() == cluster[0].client.read("b", name)
+    assert problems == []
+    assert [problem for problem in mounted.finish() if not problem.startswith("consumer ")] == []
 
 
 @pytest.mark.semantics("clusters", "changes-by-others-show")
