@@ -669,7 +669,7 @@ class Namespace:
             if target.children:
                 raise refuse(errno.ENOTEMPTY, new_name)
         if source.is_dir:
-            await self._rename_directory(catalog, source, target_dir, new_name, target)
+            await self._rename_directory(catalog, source, target_dir, new_name, target, replace_target)
         else:
             try:
                 await self._rename_file(catalog, source, target_dir, new_name, replace_target)
@@ -1012,7 +1012,7 @@ class Namespace:
 
     async def _move(self, catalog: Bucket, node: Node, directory: Node, name: bytes, log: list[Sent]) -> None:
         if node.is_dir:
-            await self._rename_directory(catalog, node, directory, name, None, log)
+            await self._rename_directory(catalog, node, directory, name, None, log=log)
         else:
             await self._rename_file(catalog, node, directory, name, False, log)
 
@@ -1060,6 +1060,7 @@ class Namespace:
         directory: Node,
         name: bytes,
         target: Node | None,
+        replace_target: bool = True,
         log: list[Sent] | None = None,
     ) -> None:
         """Every entry below gets its new name, then every old name its tombstone; each step is pipelined.
@@ -1071,6 +1072,8 @@ class Namespace:
         source_dir = node.parent
         assert source_dir is not None
         async with volume.mounted_of(catalog).names.exclusive(), volume.operation(catalog) as operation:
+            if not replace_target and self._child(directory, name) is not None:
+                raise refuse(errno.EEXIST, name)  # somebody made it while the lock was waited for
             await self._keep_directory_locked(operation, catalog, source_dir, node)
             old_path, new_path = node.path(), (*directory.path(), name)
             now = time.time_ns()
@@ -1113,7 +1116,7 @@ class Namespace:
                 there = catalog.live(new.subject) if before is None else None
                 if there is not None and there.nuid == new.nuid:
                     step.shared = True
-                elif there is not None and step.entry is not node:
+                elif there is not None and not (step.entry is node and replace_target):
                     raise Conflict(f"{new.name} is there already", there.seq)
                 expected = catalog.last_seq(new.subject) if before is None else before.seq
                 try:
@@ -1162,6 +1165,8 @@ class Namespace:
                         grave = tombstone(step.old, now)
                         operation.apply(await operation.publish(grave, step.old.seq))
                 target = self._child(directory, name)
+                if target is not None and not replace_target:
+                    raise refuse(errno.EEXIST, name) from None
                 if target is not None and target.children:
                     raise refuse(errno.ENOTEMPTY, name) from None
                 raise

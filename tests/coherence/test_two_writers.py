@@ -298,20 +298,21 @@ def test_a_lock_of_which_nothing_was_heard(
 
 @pytest.mark.semantics("exclusive-everywhere")
 def test_exclusive_calls(folders: tuple[Path, Path]) -> None:
-    """O_EXCL, mkdir, symlink, mknod and RENAME_NOREPLACE at the same time on two mounts: one succeeds, each time."""
+    """O_EXCL, mkdir, symlink, mknod and RENAME_NOREPLACE at once on two mounts: one succeeds, each time."""
     number = 25
     here, there = folders
     for root in folders:
         for n in range(number):
             (root / f"source {root.parent.parent.name} {n}").write_bytes(b"")
+            (root / f"directory {root.parent.parent.name} {n}").mkdir()
     for root, other in ((here, there), (there, here)):
-        until(lambda root=root, other=other: len(os.listdir(root)) == 2 * number)  # type: ignore[misc]
+        until(lambda root=root, other=other: len(os.listdir(root)) == 4 * number)  # type: ignore[misc]
     script = """
 import ctypes, os, sys, threading
 folder, number, own = sys.argv[1], int(sys.argv[2]), sys.argv[3]
 libc = ctypes.CDLL(None, use_errno=True)
-def rename(n):
-    if libc.renameat2(-100, os.fsencode(f"{folder}/source {own} {n}"), -100, os.fsencode(f"{folder}/r{n}"), 1):
+def rename(source, target):
+    if libc.renameat2(-100, os.fsencode(f"{folder}/{source}"), -100, os.fsencode(f"{folder}/{target}"), 1):
         raise OSError(ctypes.get_errno(), "rename")
 calls = {
     "e": lambda n: os.close(os.open(f"{folder}/e{n}", os.O_CREAT | os.O_EXCL | os.O_WRONLY)),
@@ -319,7 +320,8 @@ calls = {
     "l": lambda n: os.symlink("x", f"{folder}/l{n}"),
     "n": lambda n: os.mknod(f"{folder}/n{n}"),
     "p": lambda n: os.mkfifo(f"{folder}/p{n}"),
-    "r": rename,
+    "r": lambda n: rename(f"source {own} {n}", f"r{n}"),
+    "m": lambda n: rename(f"directory {own} {n}", f"m{n}"),
 }
 print("ready", flush=True)
 sys.stdin.readline()
@@ -350,7 +352,7 @@ for n in range(number):
         process.stdin.flush()
     for process in running:
         made += process.communicate(timeout=60)[0].split()
-    assert Counter(made) == Counter(f"{what}{n}" for what in "edlnpr" for n in range(number))
+    assert Counter(made) == Counter(f"{what}{n}" for what in "edlnprm" for n in range(number))
 
 
 @pytest.mark.semantics("excl-local")
