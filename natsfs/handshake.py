@@ -1,8 +1,12 @@
-"""The first request of a mount, FUSE_INIT, to which a promise is added that libfuse 3.14 cannot give.
+"""The first request of a mount, FUSE_INIT, in whose answer two flags are changed: libfuse 3.14 gives no way to.
 
 With FUSE_HANDLE_KILLPRIV_V2 (include/uapi/linux/fuse.h, Linux 5.11) the file system takes set-user-ID and set-group-ID
 away itself at a chown, a write or a truncation. A kernel that does not have the promise asks for the attribute
 ``security.capability`` before every single write: half of all requests of a program that writes in small pieces.
+
+FUSE_AUTO_INVAL_DATA, which libfuse asks for, makes the kernel drop the pages of a file whose time of change is another
+one: after each write by a program of this machine, too, at the next stat(2). It is taken away, since the notifier tells
+of all content that has changed.
 
 libfuse answers the request on the descriptor that it read it from. So for this one exchange that number stands for a
 socket, and the answer is brought up to date on its way to the kernel.
@@ -18,6 +22,7 @@ import struct
 
 log = logging.getLogger(__name__)
 
+AUTO_INVAL_DATA = 1 << 12
 HANDLE_KILLPRIV_V2 = 1 << 28
 
 _INIT = 26  # the opcode
@@ -71,8 +76,8 @@ def promises(request: bytes) -> int:
 
 
 def with_promises(answer: bytes, flags: int) -> bytes:
-    """An answer to FUSE_INIT with `flags` added; a refusal, and one without flags, stays as it is."""
+    """An answer to FUSE_INIT with `flags` and without AUTO_INVAL_DATA; a refusal, and one too short, stays as it is."""
     if len(answer) < _WANTED + 4 or struct.unpack_from("=i", answer, _ERROR)[0]:
         return answer
     wanted: int = struct.unpack_from("=I", answer, _WANTED)[0]
-    return answer[:_WANTED] + struct.pack("=I", wanted | flags) + answer[_WANTED + 4 :]
+    return answer[:_WANTED] + struct.pack("=I", (wanted | flags) & ~AUTO_INVAL_DATA) + answer[_WANTED + 4 :]
