@@ -6,6 +6,7 @@ import contextlib
 import re
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 
 _PAYLOAD = re.compile(rb"(H?PUB|H?MSG) (\S+) (.*?)(\d+)\Z")
@@ -35,6 +36,9 @@ class Proxy:
     def __init__(self, target: int) -> None:
         self.cuts = 0
         self.away = False  # whether new connections are refused
+        self.trickles = (
+            False  # whether what is passed on arrives in pieces of some bytes, with pauses between them
+        )
         self._target = target
         self._pairs: set[tuple[socket.socket, socket.socket]] = set()
         self._lock = threading.Lock()
@@ -73,11 +77,13 @@ class Proxy:
         sift: Callable[[bytes], bytes],
     ) -> None:
         with contextlib.suppress(OSError):
-            while data := source.recv(1 << 18):
+            while data := source.recv(256 if self.trickles else 1 << 18):
                 hold = self._hold
                 if hold is not None and source is pair[hold.answers]:
                     hold.pass_on(data)
                 sink.sendall(sift(data))
+                if self.trickles:
+                    time.sleep(0.02)
         self._end(pair)
 
     def _sent(self) -> Callable[[bytes], bytes]:

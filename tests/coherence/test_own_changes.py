@@ -115,11 +115,13 @@ def test_older_news_of_others_arrive_after_own_changes(
         looking = threading.Thread(target=look)
         looking.start()
         try:
+            proxy.trickles = True  # else there is no moment between their news and the own echoes
             hold.release()
             until((top / "first").exists, 20)
             client.put(bucket, "last", b"")
             until((top / "last").exists, 20)
         finally:
+            proxy.trickles = False
             stop.set()
             looking.join()
     assert seen
