@@ -71,9 +71,10 @@ from natsfs.store.watch import (
 log = logging.getLogger(__name__)
 
 BUCKET_POLL = 30.0  # seconds between two looks at the list of buckets, where advisories do not tell
-RECONCILE = 60.0  # seconds between two comparisons of the catalog with the subjects that are stored
+RECONCILE = 60.0  # seconds between two comparisons of the catalog with what is stored
 COMPARE = 1800.0  # seconds after which that is done also where the number of messages is as it should be
 COUNTS, COUNT_AGAIN = 5, 0.2  # times to count them, and seconds between two
+SLICE = 2000  # subjects that are gone through before others have their turn
 EXPIRE = 1.0  # seconds between two looks at what has reached its stream's max_age
 REST = 1.0  # seconds at most between two looks at what may have been purged
 SUSPECTS = 1000  # names that are asked about one by one; of more, the whole list is asked for
@@ -107,7 +108,7 @@ class Mounted:
         self._acknowledged: dict[int, int] = {}
         self._set_backs = 0
         self.compared = time.monotonic()  # when the catalog was compared in full with what is stored
-        self.surplus: int | None = 0  # of stored messages over known ones, when nothing was amiss
+        self.surplus: int | None = None  # of stored messages over known ones, when nothing was amiss
         self.dropped = (
             0.0,
             0,
@@ -366,7 +367,7 @@ class Volume:
         self._ending = False
         self._loads: set[trio.CancelScope] = set()
         self._buckets_changed = trio.Event()
-        self._suspects: dict[Bucket, set[str | None]] = {}
+        self._suspects: dict[Bucket, set[str | int | None]] = {}
         # Subjects whose object has another name, too: its nuid, when to look again, and the pause before that.
         self._twins: dict[Bucket, dict[str, tuple[str, float, float]]] = {}
         self._started_ns = time.time_ns()
@@ -440,7 +441,10 @@ class Volume:
             return
         mounted = self.buckets.get(hint.bucket)
         if mounted is not None and mounted.catalog is not None and mounted.catalog.loaded:
-            self._suspect(mounted.catalog, hint.subject)
+            what = hint.what
+            # Of what is newer than all that has come nothing is known yet.
+            not_yet = isinstance(what, int) and what > mounted.catalog.watched_seq
+            self._suspect(mounted.catalog, None if not_yet else what)
 
     async def take(self, event: Event) -> None:
         mounted = self.buckets.get(event.bucket)
@@ -485,6 +489,7 @@ class Volume:
                 mounted.loaded.set()
                 mounted.followed = True
                 mounted.generation = mounted.loading_generation
+                self._nursery.start_soon(self._take_stock, mounted, catalog)
             case Interrupted():
                 mounted.followed = False
             case Gone():
@@ -600,14 +605,14 @@ class Volume:
                     twins[subject] = nuid, now + 4 * pause, 4 * pause
         del self._twins[catalog]
 
-    def _suspect(self, catalog: Bucket, subject: str | None) -> None:
-        """Have `subject` looked at soon, or everything; one task a bucket does it, however many there are."""
+    def _suspect(self, catalog: Bucket, what: str | int | None) -> None:
+        """Have a subject, a sequence or everything looked at soon; one task a bucket does it, however many come."""
         suspects = self._suspects.get(catalog)
         if suspects is None:
-            self._suspects[catalog] = {subject}
+            self._suspects[catalog] = {what}
             self._nursery.start_soon(self._look_at_suspects, catalog)
         else:
-            suspects.add(subject)
+            suspects.add(what)
 
     async def _look_at_suspects(self, catalog: Bucket) -> None:
         while suspects := self._suspects[catalog]:
@@ -616,12 +621,29 @@ class Volume:
             if None in suspects or len(suspects) > SUSPECTS:
                 await self._look_again(catalog, None)
             else:
-                for subject in suspects:
+                for subject in await self._subjects_of(catalog, suspects):
                     await self._look_again(catalog, subject)
             # In a burst of purges elsewhere the looks leave half of the time to those who wait for an answer, and a
             # name that is purged last is still gone at once.
             await trio.sleep(min(trio.current_time() - began, REST))
         del self._suspects[catalog]
+
+    async def _subjects_of(self, catalog: Bucket, suspects: set[str | int | None]) -> set[str]:
+        """The subjects among them, and those whose newest message has one of the sequences."""
+        found = {what for what in suspects if isinstance(what, str)}
+        if len(found) < len(suspects):
+            known = await self._sequences(catalog)
+            found |= {subject for subject, seq in known.items() if seq in suspects}
+        return found
+
+    async def _sequences(self, catalog: Bucket) -> dict[str, int]:
+        """Of every subject the newest known sequence."""
+        known: dict[str, int] = {}
+        for number, subject in enumerate(catalog.subjects()):
+            known[subject] = catalog.last_seq(subject)
+            if number % SLICE == 0:
+                await trio.lowlevel.checkpoint()
+        return known
 
     async def _look_again(self, catalog: Bucket, subject: str | None) -> None:
         """Ask whether what the catalog holds is still stored; None asks about every object."""
@@ -644,9 +666,14 @@ class Volume:
         """
         known = catalog.last_seq(subject)
         meta = await self.store.metadata(catalog.name, subject)
+        believed = subject in catalog.doubtful
+        if meta is not None and meta.seq < known and not believed:
+            # The newest message was deleted, unless this was a leader of before, which does not know of it yet.
+            believed = (await self.store.bucket(catalog.name)).last_seq >= known
+            meta = await self.store.metadata(catalog.name, subject)
         if meta is None:
             effects = catalog.purged(subject, known)
-        elif subject in catalog.doubtful and meta.seq < known == catalog.last_seq(subject):
+        elif believed and meta.seq < known == catalog.last_seq(subject):
             effects = catalog.set_back(meta)
         else:
             effects = catalog.learn(meta)
@@ -668,16 +695,34 @@ class Volume:
             raise Unreachable(f"bucket {catalog.name}: no news of others' changes arrive")
 
     async def refresh_all(self, catalog: Bucket) -> None:
-        """Compare the live objects with the subjects that are stored: a purge may have gone unheard."""
-        known = {subject: catalog.last_seq(subject) for subject in catalog.live_subjects()}
-        stored = await self.store.subjects(catalog.name, f"$O.{catalog.name}.M.>")
-        if not stored:
+        """Compare what is known with the newest messages that are stored: some may have been removed unheard.
+
+        What is missing, or older than what is known, may be news to a replica that lags: the leader is asked.
+        """
+        known = await self._sequences(catalog)
+        older: set[str] = set()
+        is_empty = True
+
+        def take(messages: list[Message]) -> None:
+            nonlocal is_empty
+            is_empty = is_empty and not messages
+            for message in messages:
+                subject = message.subject.decode("utf-8", "replace")
+                seq = known.get(subject)
+                if seq is not None and message.seq >= seq:
+                    del known[subject]
+                elif seq is not None:
+                    older.add(subject)
+
+        await self.store.newest_of_each(catalog.name, take)
+        if is_empty and not await self.store.newest_metadata(catalog.name):
             # Everything was purged: one answer says it all.
             for subject, seq in known.items():
                 self.notifier.send(catalog.purged(subject, seq))
             known = {}
-        # The pages of the answer are no snapshot: a subject may have slipped from one to another between two of them.
-        for subject in catalog.doubtful.union(subject for subject in known if subject not in stored):
+        # A tombstone that is gone shows nothing.
+        older |= {subject for subject in known if catalog.live(subject) is not None}
+        for subject in catalog.doubtful | older:
             await self.refresh(catalog, subject)
 
     async def _reconcile_all(self) -> None:
@@ -690,8 +735,7 @@ class Volume:
     async def _reconcile(self, mounted: Mounted, catalog: Bucket) -> None:
         """Compare the catalog with the store: in full where the number of messages says so, and every now and then.
 
-        What the watch does not tell of is a purge, and that makes messages fewer. A listing of a million subjects keeps
-        the server busy for ten seconds.
+        What the watch does not tell of is a removal, and that makes messages fewer.
         """
         if time.monotonic() - mounted.compared < COMPARE and not catalog.doubtful:
             for _ in range(COUNTS):
@@ -700,16 +744,20 @@ class Volume:
                     return
                 await trio.sleep(COUNT_AGAIN)  # a message may be under way
         await self._look_again(catalog, None)
+        await self._take_stock(mounted, catalog)
+
+    async def _take_stock(self, mounted: Mounted, catalog: Bucket) -> None:
+        """Everything has been listed: what is stored beside it is no sign of a removal."""
         mounted.compared = time.monotonic()
+        mounted.surplus = None
         mounted.surplus = await self._surplus(catalog)
 
     async def _surplus(self, catalog: Bucket) -> int | None:
         """Stored metadata messages that the catalog does not know: those that others left behind newer ones, say."""
         try:
-            count = await self.store.count_metadata(catalog.name)
+            return await self.store.count_metadata(catalog.name) - catalog.count_subjects()
         except StoreError:
             return None
-        return None if count is None else count - catalog.count_subjects()
 
     async def _expire_all(self) -> None:
         """A message that reaches the stream's max_age goes without a sign: whether it has is asked when it is due.

@@ -502,6 +502,15 @@ class Client:
     def publish_meta(self, meta: dict[str, Any]) -> int:
         return self.run(self._publish_meta(meta))
 
+    def publish_beside(self, meta: dict[str, Any]) -> int:
+        """As JavaScript's update does: older messages of the name stay."""
+        subject = f"$O.{meta['bucket']}.M.{encode(meta['name'])}"
+        return self.run(self.js.publish(subject, json.dumps(meta).encode())).seq
+
+    def delete_message(self, bucket: str, seq: int) -> None:
+        """`nats stream rmm`."""
+        self.api(f"STREAM.MSG.DELETE.OBJ_{bucket}", {"seq": seq})
+
     def meta(self, bucket: str, name: str) -> dict[str, Any] | None:
         return self.run(self._meta(bucket, name))
 

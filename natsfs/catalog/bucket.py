@@ -163,8 +163,12 @@ class Bucket:
     def live_subjects(self) -> list[str]:
         return [subject for subject, known in self._subjects.items() if not isinstance(known, int)]
 
-    def count_subjects(self) -> int:
+    def subjects(self) -> list[str]:
         """Those that hold something, tombstones included."""
+        return list(self._subjects)
+
+    def count_subjects(self) -> int:
+        """The number of `subjects`."""
         return len(self._subjects)
 
     def is_empty(self) -> bool:

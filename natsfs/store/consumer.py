@@ -23,6 +23,7 @@ HEARTBEAT = 1.0  # seconds between the server's heartbeats on an idle consumer
 SILENCE = 3.0  # seconds without any message after which the server is asked about the consumer
 
 API_LIMIT = 10.0  # seconds for one attempt at an API request
+NEWEST_LIMIT = 60.0  # seconds for the server to find the newest message of each of very many subjects
 AT_ONCE = 16  # messages of one reading of the connection that are taken at once; then others have their turn
 DELETE_LIMIT = 2.0  # seconds for the server to answer each request at the end
 
@@ -69,8 +70,11 @@ class Consumer:
         self.drained = False  # the server had nothing more to send at some time
 
     @asynccontextmanager
-    async def running(self, **policy: Any) -> AsyncIterator[int]:
-        """Create the consumer; yields the number of messages that are waiting for it. Deletes it at the end."""
+    async def running(self, limit: float = API_LIMIT, /, **policy: Any) -> AsyncIterator[int]:
+        """Create the consumer; yields the number of messages that are waiting for it. Deletes it at the end.
+
+        `limit` is for the server's answer.
+        """
         async with self._wire.listening(self._take) as deliver:
             config = {
                 "name": self._name,
@@ -90,7 +94,7 @@ class Consumer:
             body = {"stream_name": self._stream, "config": config, "action": "create"}
             (creation,) = await self._wire.send((subject, json.dumps(body).encode(), None))
             try:
-                reply = api_answer(await creation.get(API_LIMIT, f"answer on {subject}"))
+                reply = api_answer(await creation.get(limit, f"answer on {subject}"))
                 self.heard = trio.current_time()
                 yield int(reply.get("num_pending", 0)) + int(reply["delivered"]["consumer_seq"])
             finally:
@@ -215,3 +219,38 @@ async def scan(wire: Wire, api_prefix: str, bucket: str, subject: str) -> tuple[
                 lengths.append(int(message.header(b"Nats-Msg-Size") or 0))
                 seqs.append(message.seq)
     return lengths, seqs
+
+
+async def newest_of_each(
+    wire: Wire, api_prefix: str, bucket: str, subject: str, take: Callable[[list[Message]], None]
+) -> None:
+    """Give `take` the newest message of each subject that matches, with its sequence and time and no content."""
+    seen = 0
+    consumer = Consumer(wire, api_prefix, bucket, subject, headers_only=True)
+    async with consumer.running(NEWEST_LIMIT, deliver_policy="last_per_subject") as pending:
+        while seen < pending and not consumer.drained:
+            messages = await consumer.messages()
+            take(messages)
+            seen += len(messages)
+
+
+async def count(wire: Wire, api_prefix: str, bucket: str, subject: str) -> int:
+    """How many messages match, by a consumer that delivers none: it is asked for nothing but how many wait for it."""
+    stream, name = f"OBJ_{bucket}", "natsfs-" + new_nuid()
+    config = {
+        "name": name,
+        "ack_policy": "none",
+        "deliver_policy": "all",
+        "filter_subject": subject,
+        "mem_storage": True,
+        "num_replicas": 1,
+        "inactive_threshold": int(10e9),
+    }
+    body = {"stream_name": stream, "config": config, "action": "create"}
+    create = f"{api_prefix}.CONSUMER.CREATE.{stream}.{name}.{subject}"
+    try:
+        reply = await wire.api(create, body, API_LIMIT)
+    finally:
+        with trio.CancelScope(shield=True), suppress(StoreError):
+            await wire.api(f"{api_prefix}.CONSUMER.DELETE.{stream}.{name}", None, DELETE_LIMIT)
+    return int(reply.get("num_pending", 0))

@@ -21,7 +21,7 @@ from natsfs.catalog.attributes import parse_time
 from natsfs.catalog.metadata import NUID, MalformedMetadata, Metadata, decode
 from natsfs.config import Config
 from natsfs.errors import BucketGone, MountError, StoreError, Unreachable
-from natsfs.store.consumer import scan
+from natsfs.store.consumer import count, newest_of_each, scan
 from natsfs.store.fetch import Fetcher
 from natsfs.store.frames import SMALL_ROOM, Message
 from natsfs.store.jetstream import NO_STORE, ApiError, NoResponders
@@ -61,6 +61,7 @@ class BucketInfo:
     compression: str
     ttl: float  # seconds, 0 for none
     first_seq: int  # everything before it is gone
+    last_seq: int  # of the newest message that was ever stored
 
     @classmethod
     def of(cls, info: dict[str, Any]) -> BucketInfo:
@@ -82,6 +83,7 @@ class BucketInfo:
             compression=str(config.get("compression") or "none"),
             ttl=int(config.get("max_age", 0)) / 1e9,
             first_seq=int(state["first_seq"]),
+            last_seq=int(state["last_seq"]),
         )
 
     @property
@@ -203,7 +205,7 @@ class Store:
     # --- advisories -------------------------------------------------------------------------------------------
 
     def _advisory(self, message: Message | StoreError) -> None:
-        """A purge leaves no message in the stream; the server's audit trail tells of it."""
+        """A purge, or the deletion of a message, leaves none in the stream; the server's audit trail tells of it."""
         if isinstance(message, StoreError):
             return
         try:
@@ -214,8 +216,10 @@ class Store:
             if not stream.startswith("OBJ_") or not action.endswith((".STREAM.PURGE", ".STREAM.MSG.DELETE")):
                 return
             bucket = stream.removeprefix("OBJ_")
-            purged = json.loads(request).get("filter", "") if request else ""
-        except (ValueError, AttributeError):
+            body = json.loads(request) if request else {}
+            purged = body.get("filter", "")
+            deleted = int(body["seq"]) if action.endswith(".STREAM.MSG.DELETE") else None
+        except (ValueError, AttributeError, KeyError):
             return
         metadata = f"$O.{bucket}.M."
         if purged.startswith(f"$O.{bucket}.C.") and not purged.endswith((">", "*")):
@@ -223,7 +227,7 @@ class Store:
         exact = purged.startswith(metadata) and not purged.endswith((">", "*"))
         watched = self._watches.get(bucket)
         if watched is not None and not self._closed:
-            watched.watch.suspect(purged if exact else None)
+            watched.watch.suspect(deleted or (purged if exact else None))
 
     def _stream_advisory(self, message: Message | StoreError) -> None:
         if isinstance(message, Message):
@@ -301,10 +305,11 @@ class Store:
             if not page or len(found) >= int(info.get("total") or 0):
                 return found
 
-    async def count_metadata(self, bucket: str) -> int | None:
-        """How many metadata messages are stored, in a moment whatever their number; None where that takes a listing.
+    async def count_metadata(self, bucket: str) -> int:
+        """How many metadata messages are stored, in a moment whatever their number.
 
-        A direct get of one message tells how many follow. A replica that lags may answer.
+        A direct get of one message tells how many follow; where the stream does not allow it, a consumer at its
+        creation. A replica that lags may answer.
         """
         request = {"seq": 1, "next_by_subj": f"$O.{bucket}.M.>", "batch": 1}
         subject = f"{self._api}.DIRECT.GET.OBJ_{bucket}"
@@ -312,11 +317,25 @@ class Store:
         try:
             message = await self._quick.request(subject, json.dumps(request).encode(), limit)
         except NoResponders:
-            return None
-        if message.status is not None:
-            return 0 if message.status == 404 else None
-        pending = message.header(b"Nats-Num-Pending")
-        return None if pending is None else int(pending) + 1
+            pending = None
+        else:
+            if message.status == 404:
+                return 0
+            pending = message.header(b"Nats-Num-Pending")
+        if pending is not None:
+            return int(pending) + 1
+        return await persist(
+            lambda: count(self._news, self._api, bucket, f"$O.{bucket}.M.>"), min(self._limit, API_LIMIT)
+        )
+
+    async def newest_of_each(self, bucket: str, take: Callable[[list[Message]], None]) -> None:
+        """Give `take` the newest metadata message of each subject, without its content; again after an interruption.
+
+        A replica that lags may tell.
+        """
+        await persist(
+            lambda: newest_of_each(self._news, self._api, bucket, f"$O.{bucket}.M.>", take), self._limit
+        )
 
     async def newest_metadata(self, bucket: str) -> int:
         """The sequence of the newest metadata message, by the word of the stream's leader; 0 if there is none."""

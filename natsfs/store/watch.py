@@ -15,7 +15,7 @@ import trio
 from natsfs.catalog.bucket import Identity
 from natsfs.catalog.metadata import MalformedMetadata, Metadata, decode
 from natsfs.errors import BucketGone, StoreError, Unreachable
-from natsfs.store.consumer import HEARTBEAT, Consumer
+from natsfs.store.consumer import API_LIMIT, HEARTBEAT, Consumer
 from natsfs.store.frames import Message
 from natsfs.store.wire import Wire
 
@@ -23,7 +23,8 @@ log = logging.getLogger(__name__)
 
 OVERDUE = 1.5 * HEARTBEAT  # seconds of silence after which a change is not made without asking the leader
 OP_HEADER = "Natsfs-Op"
-SUSPECTS = 1000  # purged subjects that are told one by one
+SUSPECTS = 1000  # removals that are told one by one
+LONGER = 3  # times that the limit for the beginning of a listing is doubled
 SLICE = 128  # messages that are applied before other tasks have their turn: some milliseconds
 _OP = OP_HEADER.encode()
 
@@ -69,10 +70,10 @@ class Gone:
 
 @dataclass(frozen=True, slots=True)
 class Suspect:
-    """Metadata under `subject` may have been purged; None: any of the bucket's may."""
+    """What may have been removed without a message: a subject, what has a sequence, or anything at all (None)."""
 
     bucket: str
-    subject: str | None
+    what: str | int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,26 +136,27 @@ class Watch:
         self._identity: Identity | None = None
         self._last_seq = 0
         self._again = trio.Event()
-        self._suspects: set[str | None] = set()  # to be told behind the messages that came before them
+        self._attempts = 0  # to list the bucket, since that succeeded
+        self._suspects: set[str | int | None] = set()  # to be told behind the messages that came before them
 
-    def suspect(self, subject: str | None) -> None:
-        """Metadata under `subject`, or any, may have been purged.
+    def suspect(self, what: str | int | None) -> None:
+        """What `Suspect` says.
 
         That is told in its turn: of a message that was purged, and is still to be taken, nothing is known yet.
         """
-        self._suspects.add(subject)
+        self._suspects.add(what)
         if len(self._suspects) > SUSPECTS:
             self._suspects = {None}
         if self._consumer is None or self._consumer.is_taken:
             self._tell(self._take_suspects())
 
-    def _take_suspects(self) -> set[str | None]:
+    def _take_suspects(self) -> set[str | int | None]:
         suspects, self._suspects = self._suspects, set()
         return suspects
 
-    def _tell(self, suspects: set[str | None]) -> None:
-        for subject in suspects:
-            self._receiver.hint(Suspect(self._bucket, subject))
+    def _tell(self, suspects: set[str | int | None]) -> None:
+        for what in suspects:
+            self._receiver.hint(Suspect(self._bucket, what))
 
     def again(self) -> None:
         """The connection is back: do not wait out the delay between attempts."""
@@ -213,7 +215,11 @@ class Watch:
         self._last_seq = max(self._last_seq, last_seq)
         consumer = Consumer(self._wire, self._api, self._bucket, f"$O.{self._bucket}.M.>")
         self._consumer = consumer
-        async with consumer.running(deliver_policy="last_per_subject") as pending:
+        # A server that has much to do needs long to find the newest of a million messages; others do not answer.
+        limit = API_LIMIT * 2**self._attempts
+        self._attempts = min(self._attempts + 1, LONGER)
+        async with consumer.running(limit, deliver_policy="last_per_subject") as pending:
+            self._attempts = 0
             await self._receiver.take(Loading(self._bucket, self._identity, last_seq, generation))
             loaded = pending == 0
             if loaded:

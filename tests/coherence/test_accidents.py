@@ -7,12 +7,15 @@ import errno
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import trio
 
+from natsfs.catalog.bucket import Bucket
 from natsfs.config import Config, Credentials
 from natsfs.options import Options
 from natsfs.volume import Volume
@@ -366,47 +369,173 @@ def unheard() -> Iterator[tuple[Server, Client]]:
         server.close()
 
 
+@asynccontextmanager
+async def volume_of(server: Server, spool: Path, bucket: str | None = "b") -> AsyncIterator[Volume]:
+    """A mount without a kernel, for as long as the block takes."""
+    config = Config(
+        servers=(server.url,),
+        bucket=bucket,
+        prefix="",
+        mountpoint="/nowhere",
+        display_source="test",
+        credentials=Credentials(),
+        options=Options(spool_dir=str(spool)),
+    )
+    async with trio.open_nursery() as connections, trio.open_nursery() as nursery:
+        volume = Volume(config, nursery)
+        await volume.start(connections)
+        try:
+            yield volume
+        finally:
+            await volume.close()
+            nursery.cancel_scope.cancel()
+            connections.cancel_scope.cancel()
+
+
+def catalog_of(volume: Volume, bucket: str = "b") -> Bucket:
+    catalog = volume.buckets[bucket].catalog
+    assert catalog is not None
+    return catalog
+
+
+def sizes(volume: Volume) -> dict[str, int]:
+    """Names and sizes of all objects that the volume shows."""
+    catalog = catalog_of(volume)
+    metas = [catalog.live(subject) for subject in catalog.live_subjects()]
+    return {meta.name: meta.size for meta in metas if meta is not None}
+
+
+async def eventually(condition: Callable[[], bool]) -> None:
+    await trio.to_thread.run_sync(lambda: until(condition, 10))
+
+
 @pytest.mark.semantics("purges-show-at-once", "changes-by-others-show")
-@pytest.mark.parametrize("purged", ["one", "all", "renamed"])
+@pytest.mark.parametrize("direct", [True, False])
+@pytest.mark.parametrize("change", ["one", "all", "message", "tombstone", "renamed"])
 def test_a_purge_that_nobody_tells_of(
-    unheard: tuple[Server, Client], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, purged: str
+    unheard: tuple[Server, Client], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str, direct: bool
 ) -> None:
     """The next comparison finds it, which is made each minute; an old name is found by its nuid, soon."""
     server, client = unheard
-    monkeypatch.setattr("natsfs.volume.RECONCILE", 0.3 if purged != "renamed" else 3600.0)
-    for name in ("f", "g"):
-        client.put("b", name, noise(1000))
-    expected = {"one": {b"g"}, "all": set(), "renamed": {b"g", b"h"}}[purged]
+    client.change_bucket("b", allow_direct=direct)
+    monkeypatch.setattr("natsfs.volume.RECONCILE", 0.3 if change != "renamed" else 3600.0)
+    first = client.put("b", "f", noise(1000))
+    client.put("b", "g", noise(1000))
+    seq = 0
+    if change == "message":
+        seq = client.publish_beside(first | {"size": 2000})
+    if change == "tombstone":
+        seq = client.publish_beside(first | {"size": 0, "chunks": 0, "deleted": True})
 
-    def change() -> None:
-        if purged == "renamed":
+    def make() -> None:
+        if change == "renamed":
             client.rename("b", "f", "h")
+        elif seq:
+            client.delete_message("b", seq)
         else:
-            pattern = {"one": encode("f"), "all": ">"}[purged]
+            pattern = {"one": encode("f"), "all": ">"}[change]
             client.api("STREAM.PURGE.OBJ_b", {"filter": f"$O.b.M.{pattern}"})
 
+    both = {"f": 1000, "g": 1000}
+    before = {"message": both | {"f": 2000}, "tombstone": {"g": 1000}}.get(change, both)
+    after = {"one": {"g": 1000}, "all": {}, "renamed": {"g": 1000, "h": 1000}}.get(change, both)
+
     async def main() -> None:
-        config = Config(
-            servers=(server.url,),
-            bucket="b",
-            prefix="",
-            mountpoint="/nowhere",
-            display_source="test",
-            credentials=Credentials(),
-            options=Options(spool_dir=str(tmp_path)),
-        )
-        with trio.fail_after(30):
-            async with trio.open_nursery() as connections, trio.open_nursery() as nursery:
-                volume = Volume(config, nursery)
-                await volume.start(connections)
-                assert volume.root.children is not None
-                assert set(volume.root.children) == {b"f", b"g"}
-                shown = volume.root.children
-                await trio.to_thread.run_sync(change)
-                await trio.to_thread.run_sync(lambda: until(lambda: set(shown) == expected, 10))
-                await volume.close()
-                nursery.cancel_scope.cancel()
-                connections.cancel_scope.cancel()
+        async with volume_of(server, tmp_path) as volume:
+            assert sizes(volume) == before
+            await eventually(lambda: volume.buckets["b"].surplus == bool(seq))
+            await trio.to_thread.run_sync(make)
+            await eventually(lambda: sizes(volume) == after)
+
+    trio.run(main)
+
+
+@dataclass
+class Reconciled:
+    """A volume whose comparisons are made by hand, and how many of them have listed everything."""
+
+    volume: Volume
+    listings: int = 0
+
+    def __post_init__(self) -> None:
+        refresh_all = self.volume.refresh_all
+
+        async def counted(catalog: Bucket) -> None:
+            self.listings += 1
+            await refresh_all(catalog)
+
+        self.volume.refresh_all = counted  # type: ignore[method-assign]
+
+    async def listings_of(self, comparisons: int) -> int:
+        before = self.listings
+        for _ in range(comparisons):
+            await self.volume._reconcile(self.volume.buckets["b"], catalog_of(self.volume))
+        return self.listings - before
+
+
+@pytest.mark.semantics("changes-by-others-show")
+@pytest.mark.parametrize("direct", [True, False])
+def test_what_a_comparison_costs(
+    unheard: tuple[Server, Client], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, direct: bool
+) -> None:
+    """Everything is listed once when messages have come or gone without a trace, and never where none have."""
+    server, client = unheard
+    monkeypatch.setattr("natsfs.volume.COUNT_AGAIN", 0.05)
+    client.change_bucket("b", allow_direct=direct)
+    first = client.put("b", "f", noise(1000))
+    client.put("b", "g", noise(1000))
+
+    async def main() -> None:
+        async with volume_of(server, tmp_path) as volume:
+            reconciled = Reconciled(volume)
+            await eventually(lambda: volume.buckets["b"].surplus == 0)
+            assert await reconciled.listings_of(3) == 0
+            # An update that leaves the message before it.
+            await trio.to_thread.run_sync(client.publish_beside, first | {"size": 2000})
+            await eventually(lambda: sizes(volume) == {"f": 2000, "g": 1000})
+            assert await reconciled.listings_of(3) == 1
+            # A purge is found all the same.
+            await trio.to_thread.run_sync(
+                client.api, "STREAM.PURGE.OBJ_b", {"filter": f"$O.b.M.{encode('g')}"}
+            )
+            assert await reconciled.listings_of(3) == 1
+            assert sizes(volume) == {"f": 2000}
+            # One that removes both.
+            await trio.to_thread.run_sync(client.publish_meta, first | {"size": 3000})
+            await eventually(lambda: sizes(volume) == {"f": 3000})
+            assert await reconciled.listings_of(3) == 1
+            await trio.to_thread.run_sync(client.api, "STREAM.PURGE.OBJ_b")
+            assert await reconciled.listings_of(3) == 1
+            assert sizes(volume) == {}
+        assert await trio.to_thread.run_sync(client.consumers, "b") == []
+
+    trio.run(main)
+
+
+@pytest.mark.semantics("changes-by-others-show")
+def test_a_purge_beside_as_many_new_messages(
+    unheard: tuple[Server, Client], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The number of messages does not tell of it, and what is compared every half hour does."""
+    server, client = unheard
+    first = client.put("b", "f", noise(1000))
+    client.put("b", "g", noise(1000))
+
+    async def main() -> None:
+        async with volume_of(server, tmp_path) as volume:
+            reconciled = Reconciled(volume)
+            await eventually(lambda: volume.buckets["b"].surplus == 0)
+            await trio.to_thread.run_sync(
+                client.api, "STREAM.PURGE.OBJ_b", {"filter": f"$O.b.M.{encode('g')}"}
+            )
+            await trio.to_thread.run_sync(client.publish_beside, first | {"size": 2000})
+            await eventually(lambda: sizes(volume)["f"] == 2000)
+            assert await reconciled.listings_of(1) == 0
+            assert sizes(volume) == {"f": 2000, "g": 1000}
+            monkeypatch.setattr("natsfs.volume.COMPARE", 0.1)
+            await trio.sleep(0.1)
+            assert await reconciled.listings_of(1) == 1
+            assert sizes(volume) == {"f": 2000}
 
     trio.run(main)
 

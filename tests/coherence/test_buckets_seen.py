@@ -14,7 +14,19 @@ from pathlib import Path
 import pytest
 
 from tests.coherence.test_seen_at_once import described, entry, shows, view, whole
-from tests.support import Client, Mount, Mounter, Server, encode, noise, raises, until
+from tests.support import (
+    Client,
+    Mount,
+    Mounter,
+    Server,
+    digest_of,
+    encode,
+    new_nuid,
+    noise,
+    opened,
+    raises,
+    until,
+)
 
 SECOND = 1_000_000_000
 
@@ -37,6 +49,33 @@ def test_purge(folders: tuple[Path, Path], client: Client, pattern: str) -> None
     shows(here, {"d": "directory"} if pattern == "one" else {}, "f")
     client.put(here.name, "d/1", b"new")
     until(lambda: entry(here / "d/1") == whole(b"new"))
+
+
+@pytest.mark.semantics("purges-show-at-once")
+@pytest.mark.parametrize("newest", ["only", "version", "tombstone", "after tombstone"])
+def test_a_deleted_message(folders: tuple[Path, Path], client: Client, newest: str) -> None:
+    """`nats stream rmm` of a name's newest message: what the message before it says shows, and can be changed."""
+    here, _ = folders
+    view(here, "f")
+    first = client.put(here.name, "f", b"first")
+    dead = first | {"size": 0, "chunks": 0, "deleted": True}
+    second = first | {"nuid": new_nuid(), "size": 3, "digest": digest_of(b"2nd")}
+    client.publish_chunk(here.name, second["nuid"], b"2nd")
+    if newest == "after tombstone":
+        client.publish_meta(dead)
+    if newest == "only":
+        seq = client.publish_meta(second)
+    else:
+        seq = client.publish_beside(dead if newest == "tombstone" else second)
+    shows(here, {} if newest == "tombstone" else {"f": whole(b"2nd")}, "f")
+    client.delete_message(here.name, seq)
+    shows(here, {"f": whole(b"first")} if newest in ("version", "tombstone") else {}, "f")
+    if newest in ("version", "tombstone"):
+        with opened(here / "f", os.O_RDWR) as fd:
+            os.pwrite(fd, b"F", 0)
+        assert client.read(here.name, "f") == b"First"
+    (here / "f").write_bytes(b"goes on")
+    assert client.read(here.name, "f") == b"goes on"
 
 
 @pytest.mark.semantics("buckets-show-at-once")

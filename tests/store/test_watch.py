@@ -312,7 +312,12 @@ def test_a_consumer_that_ends_while_its_stream_is_made_anew(bucket: str, nats_se
     assert trio.run(work) == [0] * 60
 
 
-def test_metadata_is_counted_without_a_listing(with_store: Stores, bucket: str, client: Client) -> None:
+@pytest.mark.parametrize("direct", [True, False])
+def test_metadata_is_counted_without_a_listing(
+    with_store: Stores, bucket: str, client: Client, direct: bool
+) -> None:
+    client.change_bucket(bucket, allow_direct=direct)
+
     async def work(store: Store, events: Events) -> None:
         assert await store.count_metadata(bucket) == 0
         client.put_many(bucket, [f"o{n}" for n in range(30)])
@@ -322,8 +327,9 @@ def test_metadata_is_counted_without_a_listing(with_store: Stores, bucket: str, 
         client.rename(bucket, "o1", "o30")
         client.rename(bucket, "o2", "o3")
         assert await store.count_metadata(bucket) == 29
+        assert client.consumers(bucket) == []
         client.delete_bucket(bucket)
-        assert await store.count_metadata(bucket) is None
-        client.create_bucket(bucket)
+        with pytest.raises(BucketGone):
+            await store.count_metadata(bucket)
 
     with_store(work)
