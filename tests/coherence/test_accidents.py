@@ -17,6 +17,7 @@ import trio
 
 from natsfs.catalog.bucket import Bucket
 from natsfs.config import Config, Credentials
+from natsfs.errors import ReadOnlyBucket
 from natsfs.options import Options
 from natsfs.volume import Volume
 from tests.coherence.test_seen_at_once import Writers, entry, view, whole
@@ -536,6 +537,39 @@ def test_a_purge_beside_as_many_new_messages(
             await trio.sleep(0.1)
             assert await reconciled.listings_of(1) == 1
             assert sizes(volume) == {"f": 2000}
+
+    trio.run(main)
+
+
+@pytest.mark.semantics("buckets-show-at-once", "settings-show-at-once")
+@pytest.mark.parametrize("alone", [False, True])
+def test_changes_of_buckets_that_nobody_tells_of(
+    unheard: tuple[Server, Client], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, alone: bool
+) -> None:
+    """The next look at the buckets finds them, which is taken each 30 s."""
+    server, client = unheard
+    monkeypatch.setattr("natsfs.volume.BUCKET_POLL", 0.2)
+
+    async def main() -> None:
+        async with volume_of(server, tmp_path, "b" if alone else None) as volume:
+            mounted = volume.buckets["b"]
+            catalog = await volume.load(mounted)
+            volume.check_writable(catalog)
+            await trio.to_thread.run_sync(lambda: client.change_bucket("b", max_bytes=1 << 20))
+            await eventually(lambda: mounted.info is not None and mounted.info.max_bytes == 1 << 20)
+            await trio.to_thread.run_sync(lambda: client.change_bucket("b", sealed=True))
+            await eventually(lambda: catalog.read_only_because is not None)
+            with pytest.raises(ReadOnlyBucket):
+                volume.check_writable(catalog)
+            if not alone:
+                # Nobody watches a bucket that was never used.
+                await trio.to_thread.run_sync(client.create_bucket, "made")
+                await eventually(lambda: set(volume.root.children or ()) == {b"b", b"made"})
+                await trio.to_thread.run_sync(client.delete_bucket, "made")
+                await eventually(lambda: set(volume.root.children or ()) == {b"b"})
+            await trio.to_thread.run_sync(client.delete_bucket, "b")
+            await eventually(lambda: catalog.gone)
+            assert alone or not volume.root.children
 
     trio.run(main)
 
