@@ -365,17 +365,21 @@ class Bucket:
         parent, above = self.root, ""
         for number in range(first, len(messages)):
             message = messages[number]
-            record = plain(message)
-            if record is None:
-                return number
-            seq, time_ns, name, nuid = record[:4]
+            seq = message.seq
             subject = message.subject.decode("utf-8", "replace")
             known = subjects.get(subject) if again else None
             if known is not None:
-                if not isinstance(known, bytes) or peek(known)[:4] != (seq, time_ns, name, nuid):
+                there = peek(known) if isinstance(known, bytes) else None
+                if there is None or there[:2] != (seq, message.time_ns):
+                    return number
+                if self._void and ((record := plain(message)) is None or record[2:4] != there[2:4]):
                     return number
                 self._unseen.discard(subject)
             else:
+                record = plain(message)
+                if record is None:
+                    return number
+                _, time_ns, name, nuid = record[:4]
                 folder, _, last = name.rpartition("/")
                 part = file_name(last)
                 if self.loaded or subject != prefix + encode_subject(name) or not last or part is None:

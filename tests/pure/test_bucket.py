@@ -599,3 +599,20 @@ def test_most_of_a_listing_is_taken_in_short() -> None:
 
 TestBucket = BucketMachine.TestCase
 TestBucket.settings = settings(max_examples=300, stateful_step_count=40, deadline=None)
+
+
+@pytest.mark.parametrize("set_back", ["known", "unknown"])
+def test_a_sequence_that_is_given_out_again_is_another_message(set_back: str) -> None:
+    """Also where nothing but its time tells: then what is listed again is not taken for what is known."""
+    subject = f"$O.b.M.{encode_subject('f')}"
+    old = Metadata(name="f", bucket="b", nuid="old", subject=subject, seq=7, time_ns=1000)
+    new = replace(old, nuid="new", size=5, time_ns=2000)
+    bucket = loaded([old], 1, short=True)
+    bucket.begin_load(replace(bucket.identity, epoch=set_back == "known"), 7)
+    for meta in listed(bucket, [new]):
+        bucket.observe(meta)
+    bucket.end_load()
+    live = bucket.live(subject)
+    assert live is not None
+    assert (live.nuid, live.size) == ("new", 5)
+    assert bucket.subjects_of_nuid("old") == []
