@@ -489,7 +489,7 @@ class Volume:
                 mounted.loaded.set()
                 mounted.followed = True
                 mounted.generation = mounted.loading_generation
-                self._nursery.start_soon(self._take_stock, mounted, catalog)
+                self._nursery.start_soon(self._take_stock, mounted, catalog, 0)
             case Interrupted():
                 mounted.followed = False
             case Gone():
@@ -746,11 +746,23 @@ class Volume:
         await self._look_again(catalog, None)
         await self._take_stock(mounted, catalog)
 
-    async def _take_stock(self, mounted: Mounted, catalog: Bucket) -> None:
-        """Everything has been listed: what is stored beside it is no sign of a removal."""
+    async def _take_stock(self, mounted: Mounted, catalog: Bucket, least: int | None = None) -> None:
+        """Everything has been listed: what is stored beside it is no sign of a removal.
+
+        Less than `least` is one: what a watch has listed was all stored. Messages under way are counted, or known, too
+        early, so any other number has to come twice.
+        """
         mounted.compared = time.monotonic()
         mounted.surplus = None
-        mounted.surplus = await self._surplus(catalog)
+        counted: set[int] = set()
+        for _ in range(COUNTS):
+            surplus = await self._surplus(catalog)
+            if surplus is not None:
+                if surplus == least or surplus in counted:
+                    mounted.surplus = surplus if least is None else max(least, surplus)
+                    return
+                counted.add(surplus)
+            await trio.sleep(COUNT_AGAIN)
 
     async def _surplus(self, catalog: Bucket) -> int | None:
         """Stored metadata messages that the catalog does not know: those that others left behind newer ones, say."""

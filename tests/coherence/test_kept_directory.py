@@ -57,9 +57,7 @@ def test_calls_elsewhere_while_news_wait_for_the_kernel(
     """Handlers answer, whatever of the directory in use the kernel has still to hear."""
     server, proxy = proxied
     mounted = mount(f"/{bucket}", server=server)
-    folders = [
-        mounted.path / f"d{number}" for number in range(8)
-    ]  # some share the thread that tells the kernel
+    folders = [mounted.path / f"d{number}" for number in range(4)]
     for folder in folders:
         folder.mkdir()
         for number in range(7):
