@@ -50,6 +50,7 @@ class History:
         self.problems: list[str] = []
         self.stop = threading.Event()
         self.done: Counter[str] = Counter()  # calls that succeeded, by kind
+        self._log_path = log
         self._log = log.open("w", buffering=1)
         self._client = Client(url)
         self._changed = threading.Condition(threading.RLock())
@@ -171,8 +172,16 @@ class History:
         del self._versions[nuid]
         self._dead.add(nuid)
 
+    def before_problem(self, lines: int) -> str:
+        """What was noted last before the first problem, and behind it a little."""
+        noted = self._log_path.read_text().splitlines()
+        at = next((number for number, line in enumerate(noted) if " WRONG " in line), len(noted))
+        return "\n".join(noted[max(0, at - lines) : at + lines // 10])
+
     def ended(self) -> None:
         """Nobody does anything any more."""
+        if self._client.connection.stats["reconnects"]:
+            self.wrong("the test's own connection was lost, and what was stored meanwhile is not known to it")
         for name, nuid in self._owed.items():
             self.wrong(f"{name}: a version was lost to one that had been replaced before: {nuid}")
 

@@ -224,6 +224,8 @@ def test_many_mounts(
     took = agreed(mounts, client, bucket, changed)
     print(f"{history.done.total()} calls, all agreed within {took:.3f} s: {dict(history.done)}")
     history.ended()
+    if history.problems:
+        print(history.before_problem(1000))
     assert history.problems == []
     assert history.done.total() > 50
     if history.done.total() > ENOUGH:
