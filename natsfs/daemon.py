@@ -18,7 +18,7 @@ from pathlib import Path
 import pyfuse3
 import trio
 
-from natsfs import libc, mounttable, unmount, workers
+from natsfs import mounttable, unmount, workers
 from natsfs.config import Config
 from natsfs.errors import MountError
 from natsfs.files.files import Files
@@ -49,11 +49,6 @@ def serve(config: Config, ready: Callable[[], bool]) -> ServeReport:
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     # The two threads hand the interpreter to each other for every request; the default of 5 ms is an age.
     sys.setswitchinterval(0.0005)
-    # Programs wait for the daemon's answers while others use the processors.
-    try:
-        libc.set_time_slice(float(__import__("os").environ.get("SLICE", "0.0001")))
-    except OSError as error:
-        log.info("time slices stay as they are: %s", error)
     return trio.run(_serve, config, ready)
 
 

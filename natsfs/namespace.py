@@ -644,6 +644,16 @@ class Namespace:
             self._send_again(caller, new_parent, new_name)
         if target is source:
             return
+        meant = [(node, node.inode) for node in (source, target if exchange else None) if node is not None]
+
+        def check_meant() -> None:
+            """Raise ESTALE where others have replaced what the kernel has looked up for this call, and will move.
+
+            It looks again then. Where that happens once more what is there now is moved.
+            """
+            if not again and any(node.inode is not inode for node, inode in meant):
+                self._send_again(caller, new_parent, new_name)
+
         self._volume.check_writable(catalog)
         if target_dir.is_below(source):
             raise refuse(errno.EINVAL, new_name)
@@ -654,8 +664,8 @@ class Namespace:
             if source.is_dir or target.is_dir:
                 await self._exchange_directories(catalog, source, target)
             else:
-                await self._exchange_files(catalog, source, target)
-            self._remind((old_parent, old_name), (new_parent, new_name))
+                await self._exchange_files(catalog, source, target, check_meant)
+            self._remind(meant, (old_parent, old_name), (new_parent, new_name))
             return
         if not replace_target:
             self._check_free(caller, new_parent, new_name, again)
@@ -672,12 +682,14 @@ class Namespace:
             await self._rename_directory(catalog, source, target_dir, new_name, target, replace_target)
         else:
             try:
-                await self._rename_file(catalog, source, target_dir, new_name, replace_target)
+                await self._rename_file(
+                    catalog, source, target_dir, new_name, replace_target, check_meant=check_meant
+                )
             except _WasThere as there:
                 await self._hear_of(catalog, there.seq, new_parent, new_name)
                 self._check_free(caller, new_parent, new_name, again)
                 raise refuse(errno.EEXIST, new_name) from None
-        self._remind((old_parent, old_name), (new_parent, new_name))
+        self._remind(meant, (old_parent, old_name), (new_parent, new_name))
 
     def _send_again(self, caller: Caller, parent: Inode, name: bytes) -> None:
         """Raise ESTALE where the kernel may take names for what they led to before others changed them.
@@ -694,14 +706,18 @@ class Namespace:
         self._refused.discard(key)
         return again
 
-    def _remind(self, *places: tuple[Inode, bytes]) -> None:
+    def _remind(self, meant: list[tuple[Node, Inode | None]], *places: tuple[Inode, bytes]) -> None:
         """After a rename the kernel has what it knew of one name under the other.
 
         That others had changed it is told only now, since the kernel takes nothing while a rename goes on in the
-        directory, and by the name that it had before.
+        directory, and by the name that it had before. Whoever opens by such a name what nobody has any more, before the
+        kernel has heard of it, is to look again: it never was there.
         """
         notifier = self._volume.notifier
-        if any(notifier.owes(parent.ino, name) for parent, name in places):
+        lost = [inode for _, inode in meant if inode is not None and inode.node is None]
+        for inode in lost:
+            inode.gone = True
+        if lost or any(notifier.owes(parent.ino, name) for parent, name in places):
             notifier.send(EntryChanged(parent.ino, name) for parent, name in places)
 
     @staticmethod
@@ -830,6 +846,7 @@ class Namespace:
         name: bytes,
         replace_target: bool,
         log: list[Sent] | None = None,
+        check_meant: Callable[[], None] = lambda: None,
     ) -> None:
         new_name = self._name(directory, name)
         if new_name.endswith("/"):
@@ -843,6 +860,7 @@ class Namespace:
                 old, inode = node.meta, node.inode
                 if self._child(source_dir, node.name) is not node or old is None or node.is_dir:
                     raise refuse(errno.ENOENT, node.name)
+                check_meant()
                 target = self._child(directory, name)
                 if target is not None and (target.is_dir or not replace_target):
                     raise refuse(errno.EISDIR if target.is_dir else errno.EEXIST, name)
@@ -903,7 +921,9 @@ class Namespace:
             inode.node = None
         operation.apply(moved, inode)
 
-    async def _exchange_files(self, catalog: Bucket, one: Node, two: Node) -> None:
+    async def _exchange_files(
+        self, catalog: Bucket, one: Node, two: Node, check_meant: Callable[[], None]
+    ) -> None:
         """Each name gets the other's object; a third name holds one of them meanwhile, so that none is ever without.
 
         Whoever reads one of the names, here or elsewhere, finds one of the two objects at any time.
@@ -916,6 +936,7 @@ class Namespace:
                 for node, meta in ((one, first), (two, second)):
                     if meta is None or node.is_dir or catalog.find(node.path()) is not node:
                         raise refuse(errno.ENOENT, node.name)
+                check_meant()
                 assert first is not None
                 assert second is not None
                 if first.name.endswith("/") or second.name.endswith("/"):

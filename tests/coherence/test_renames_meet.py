@@ -568,6 +568,64 @@ def test_removals_in_a_directory_that_is_in_use_do_not_delay_other_news(
     until(lambda: {*os.listdir(slow.path)} == {"d", "moved", *(f"new{number}" for number in range(30))})
 
 
+@pytest.mark.semantics("one-truth")
+@pytest.mark.parametrize("times", [1, 2], ids=["once", "twice"])
+@pytest.mark.parametrize("kept", [True, False], ids=["kept", "free"])
+@pytest.mark.parametrize("exchange", [True, False], ids=["exchange", "rename"])
+def test_what_is_renamed_is_replaced_between_two_attempts(
+    pair: tuple[Mount, Mount],
+    proxy: Proxy,
+    client: Client,
+    bucket: str,
+    exchange: bool,
+    kept: bool,
+    times: int,
+) -> None:
+    """The kernel would have what it looked up under the other name, where it never was stored."""
+    slow, other = pair
+    fill(slow, other, "m0", "m1", "x")
+    for name in ("m0", "m1", "x"):
+        assert text(slow.path / name) == name
+    held = b'"name":".natsfs-exchange-' if exchange else b'"name":"m1"'
+    seen: list[str | None] = []
+
+    def call() -> None:
+        renameat2(slow.path / "m0", slow.path / "m1", RENAME_EXCHANGE if exchange else 0)
+        began = time.monotonic()
+        while time.monotonic() - began < 0.3:
+            seen.append(text(slow.path / "m1"))
+
+    with contextlib.ExitStack() as holds:
+        hold = holds.enter_context(proxy.holding(held))
+        first = Call(call)
+        for number in range(times):
+            assert hold.holds.wait(10)
+            (other.path / "m0").write_text(f"new{number}")
+            if not exchange:
+                (other.path / "m1").write_text(f"other{number}")
+            caught_up(slow, other)
+            if number + 1 < times:
+                again = holds.enter_context(proxy.holding(held))
+                hold.release()
+                hold = again
+        if kept:
+            # Another call has the directory as soon as the kernel has been told of m0.
+            second = Call((slow.path / "x").unlink)
+            until(second.waits_in_the_kernel)
+            unlinks = holds.enter_context(proxy.holding(b'"name":"x"'))
+            hold.release()
+            assert unlinks.holds.wait(10)
+            first.join(1)  # it has ended, or waits for the directory to ask for its names again
+            unlinks.release()
+            assert second.ended() == 0
+        else:
+            hold.release()
+        assert first.ended() == 0
+    assert {*seen} == {f"new{times - 1}"}
+    expected = {"m1": f"new{times - 1}"} | ({"m0": "m1"} if exchange else {}) | ({} if kept else {"x": "x"})
+    agree(slow, other, client, bucket, expected)
+
+
 @pytest.mark.semantics("purges-show-at-once")
 def test_a_purge_behind_news_that_wait(
     pair: tuple[Mount, Mount], proxy: Proxy, client: Client, bucket: str
