@@ -768,8 +768,11 @@ class Volume:
         """Stored metadata messages that the catalog does not know: those that others left behind newer ones, say."""
         try:
             return await self.store.count_metadata(catalog.name) - catalog.count_subjects()
-        except StoreError:
-            return None
+        except StoreError as error:
+            log.debug("bucket %s could not be counted: %s", catalog.name, error)
+        except Exception:
+            log.exception("bucket %s could not be counted", catalog.name)
+        return None
 
     async def _expire_all(self) -> None:
         """A message that reaches the stream's max_age goes without a sign: whether it has is asked when it is due.

@@ -88,9 +88,8 @@ class Sequence:
     next: int = 0
     window: int = 0
     ahead: int = 0
-    unsent: set[trio.CancelScope] = field(
-        default_factory=set
-    )  # of requests ahead, those that wait to be sent
+    # Of the requests ahead, those that wait to be sent.
+    unsent: set[trio.CancelScope] = field(default_factory=set)
 
 
 class Reader:
