@@ -13,6 +13,7 @@ import errno
 import hashlib
 import json
 import os
+import random
 import re
 import secrets
 import shutil
@@ -498,6 +499,29 @@ class Client:
 
     def publish_chunk(self, bucket: str, nuid: str, data: bytes) -> None:
         self.run(self.js.publish(f"$O.{bucket}.C.{nuid}", data))
+
+    def put_scattered(self, bucket: str, contents: dict[str, bytes], seed: int = 0) -> None:
+        """Put objects at the same time: their chunks lie between each other, in bursts, too."""
+        metas = [
+            {
+                "name": name,
+                "bucket": bucket,
+                "nuid": new_nuid(),
+                "size": len(content),
+                "chunks": len(split(content)),
+                "digest": digest_of(content),
+                "options": {"max_chunk_size": CHUNK},
+            }
+            for name, content in contents.items()
+        ]
+        waiting = [(str(meta["nuid"]), split(contents[str(meta["name"])])) for meta in metas]
+        generator = random.Random(seed)
+        while left := [one for one in waiting if one[1]]:
+            nuid, chunks = generator.choice(left)
+            for _ in range(min(generator.choice((1, 1, 2, 5)), len(chunks))):
+                self.publish_chunk(bucket, nuid, chunks.pop(0))
+        for meta in metas:
+            self.publish_meta(meta)
 
     def publish_meta(self, meta: dict[str, Any]) -> int:
         return self.run(self._publish_meta(meta))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ WHOLE = 8
 # The server disconnects a client with 64 MiB of unread direct-get data; stay well below.
 BUDGET = 16 * 1024 * 1024
 BATCH_BYTES = 4 * 1024 * 1024
+# For so many seconds a replica is thought to lack the last chunks of an object. (Milliseconds were seen.)
+SETTLED = 60
 SCAN_DELAYS = (0.05, 0.2, 0.5, 1.0, 2.0)  # seconds from one scan that shows too little to the next
 
 
@@ -33,6 +36,10 @@ class Chunk:
     seq: int
     data: bytes
     pending: int  # how many later messages the subject has
+
+
+def _gone(what: str) -> ChunksGone:
+    return ChunksGone(f"chunks of {what} are gone: the object was replaced, deleted or has expired")
 
 
 class Budget:
@@ -207,9 +214,7 @@ class Fetcher:
             if found is not None:
                 return found
             # A replica that lags shows fewer chunks: only the leader may say that they are gone.
-        raise ChunksGone(
-            f"the chunks of {meta.name!r} are gone: the object was replaced, deleted or has expired"
-        )
+        raise _gone(f"{meta.name!r}")
 
     async def _layout(self, meta: Metadata, subject: str, get: Get) -> tuple[Layout, list[bytes]] | None:
         bucket = meta.bucket
@@ -237,20 +242,32 @@ class Fetcher:
             return None
         total = first[0].pending + 1 or await self._count(bucket, subject)
         if prove_uniform(meta.size, meta.chunks, meta.chunk_size, total, len(last[0].data)):
-            return uniform(meta.size, meta.chunks, meta.chunk_size, first[0].seq, last[0].seq), []
+            layout = uniform(meta.size, meta.chunks, meta.chunk_size, first[0].seq, last[0].seq)
+            if layout.first is not None or not await self._may_lack_the_end(meta):
+                return layout, []
+            await self._place_all(bucket, subject, layout)
+            return layout, []
         lengths, seqs = await self._scan_whole(bucket, subject)
         layout = irregular(meta.size, lengths, seqs)
         return None if layout is None else (layout, [])
 
+    async def _may_lack_the_end(self, meta: Metadata) -> bool:
+        """Whether a replica may still have to get a version's last chunks: it would count too few behind the others."""
+        if abs(time.time_ns() - meta.time_ns) > SETTLED * 1e9:
+            return False
+        info = await self._info(meta.bucket)
+        return int(info["config"].get("num_replicas", 1)) > 1
+
     async def _count(self, bucket: str, subject: str) -> int:
         """How many messages a subject has, by the word of the leader."""
+        info = await self._info(bucket, {"subjects_filter": subject})
+        return int((info["state"].get("subjects") or {}).get(subject, 0))
 
+    async def _info(self, bucket: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
         async def attempt() -> dict[str, Any]:
-            body = {"subjects_filter": subject}
             return await self._quick.api(f"{self._api}.STREAM.INFO.OBJ_{bucket}", body, min(self._limit, 10))
 
-        info = await persist(attempt, self._limit)
-        return int((info["state"].get("subjects") or {}).get(subject, 0))
+        return await persist(attempt, self._limit)
 
     async def _scan_whole(self, bucket: str, subject: str) -> tuple[list[int], list[int]]:
         """A scan that shows all that the leader has: the consumer may be at a replica that lags."""
@@ -260,6 +277,14 @@ class Fetcher:
                 return lengths, seqs
             await trio.sleep(delay)
         raise Unreachable(f"no replica shows all messages of {subject}")
+
+    async def _place_all(self, bucket: str, subject: str, layout: Layout) -> None:
+        """Learn where each of the scattered chunks lies. Raises `ChunksGone` if there are not as many as there were."""
+        lengths, seqs = await self._scan_whole(bucket, subject)
+        present = [seq for length, seq in zip(lengths, seqs, strict=True) if length]
+        if len(present) != layout.count:
+            raise _gone(subject)
+        layout.place(present)
 
     # --- chunks -----------------------------------------------------------------------------------------------
 
@@ -299,18 +324,18 @@ class Fetcher:
                     data += [chunk for chunk in await attempt(wire, bucket, request) if chunk.data][
                         : count - len(data)
                     ]
-                if len(data) == count:
+                # Where one does not agree, earlier ones are gone (a limit on age takes them one by one), so it is
+                # another chunk; or a replica that lags has counted too few behind it.
+                if len(data) == count and all(
+                    layout.agrees(index + place, chunk.seq, chunk.pending) for place, chunk in enumerate(data)
+                ):
                     break
+                if layout.first is None and attempt == self._get:
+                    # The leader tells no counts.
+                    await self._place_all(bucket, subject, layout)
             else:
-                raise ChunksGone(
-                    f"chunks of {nuid} are gone: the object was replaced, deleted or has expired"
-                )
+                raise _gone(subject)
         for place, chunk in enumerate(data):
-            if not layout.agrees(index + place, chunk.seq, chunk.pending):
-                # Earlier ones are gone (a limit on age takes them one by one), so this is another chunk.
-                raise ChunksGone(
-                    f"chunks of {nuid} are gone: the object was replaced, deleted or has expired"
-                )
             if len(chunk.data) != layout.length(index + place):
                 raise Corrupt(
                     f"chunk {index + place} of {nuid} has {len(chunk.data)} bytes, not {layout.length(index + place)}"
@@ -357,11 +382,7 @@ class Fetcher:
             if rank > index:
                 ceiling = probe
         # Without pending counts (no direct get) the scan tells all there is to know.
-        lengths, seqs = await self._scan_whole(bucket, subject)
-        for rank, (length, seq) in enumerate(zip(lengths, seqs, strict=True)):
-            if length:
-                layout.learn(rank, seq)
+        await self._place_all(bucket, subject, layout)
         known = layout.seq(index)
-        if known is None:
-            raise ChunksGone(f"chunk {index} of {subject} is gone")
+        assert known is not None
         return known

@@ -87,6 +87,10 @@ class Layout:
             self.ranks.insert(place, index)
             self.seqs.insert(place, seq)
 
+    def place(self, seqs: list[int]) -> None:
+        """The sequences of all scattered chunks, instead of what was known."""
+        self.ranks, self.seqs = list(range(self.count)), seqs
+
     def bracket(self, index: int) -> tuple[tuple[int, int], tuple[int, int]]:
         """The nearest known (rank, seq) at or below `index`, and above it."""
         place = bisect.bisect_right(self.ranks, index)

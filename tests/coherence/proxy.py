@@ -277,6 +277,33 @@ class Behind(Proxy):
         return changed
 
 
+class Short(Proxy):
+    """Direct gets are answered as by a replica that `lacks` so many chunks at the end of each object."""
+
+    def __init__(self, target: int) -> None:
+        super().__init__(target)
+        self.lacks = 0
+        self.counted = 0  # chunks of which it has told that fewer follow
+
+    def _answered(self) -> Callable[[bytes], bytes]:
+        frames = _Frames()
+        pending = re.compile(rb"(?<=Nats-Num-Pending: )\d+")
+
+        def told(frame: bytes) -> bytes:
+            headers, _, content = frame.partition(b"\r\n\r\n")
+            found = pending.search(headers)
+            if not self.lacks or not found or not re.search(rb"Nats-Subject: \$O\.[^.]+\.C\.", headers):
+                return frame
+            fewer = int(found[0]) - self.lacks
+            if fewer < 0:
+                return b""
+            self.counted += 1
+            number = b"%0*d" % (len(found[0]), fewer)
+            return headers[: found.start()] + number + headers[found.end() :] + b"\r\n\r\n" + content
+
+        return lambda data: b"".join(told(frame) for frame, _, _ in frames.of(data))
+
+
 class Older(Proxy):
     """While it `lags` a watch lists the metadata that was the first to pass under each subject, with its sequence."""
 

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
+import random
 import socket
 import threading
 import time
@@ -17,7 +18,7 @@ from typing import Any
 import pytest
 from nats.errors import TimeoutError as NoAnswer
 
-from tests.coherence.proxy import Behind, Lagging, Older, Proxy
+from tests.coherence.proxy import Behind, Lagging, Older, Proxy, Short
 from tests.coherence.test_seen_at_once import entry, view, whole
 from tests.support import (
     Client,
@@ -452,6 +453,35 @@ def test_a_replica_falls_behind_while_a_file_is_read(
     expected = data[:15_000_000] + b"changed" + data[15_000_007:]
     assert nats_server.client.read(bucket, "f") == expected
     assert mounted.finish() == []
+
+
+@pytest.mark.semantics("clusters")
+@pytest.mark.parametrize("lacks", [1, 3])
+def test_scattered_chunks_at_a_replica_that_lacks_the_last(
+    cluster: list[Server], mount: Mounter, lacks: int
+) -> None:
+    """It counts too few behind each, but nobody reads one chunk for another."""
+    proxy = Short(cluster[0].port)
+    mounted = mount("/b", server=behind(proxy, cluster[0]))
+    contents = {f"s{number}": noise(6_000_000, number) for number in range(3)}
+    try:
+        cluster[0].client.put_scattered("b", contents, lacks)
+        generator = random.Random(lacks)
+        for name, content in contents.items():
+            until((mounted.path / name).exists)
+            with opened(mounted.path / name, os.O_RDONLY) as fd:
+                assert os.pread(fd, 10, 0) == content[:10]
+                proxy.lacks = lacks
+                for _ in range(40):
+                    at = generator.randrange(len(content))
+                    assert os.pread(fd, 1000, at) == content[at : at + 1000]
+                proxy.lacks = 0
+        assert proxy.counted
+        for name in contents:
+            (mounted.path / name).unlink()
+        ended([mounted], cluster)
+    finally:
+        proxy.close()
 
 
 @pytest.mark.semantics("clusters")

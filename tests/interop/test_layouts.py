@@ -80,33 +80,11 @@ def test_the_empty_last_chunk_of_dotnet(bucket: str, mount: Mounter, client: Cli
 @pytest.mark.parametrize("writers", [2, 6])
 def test_scattered_chunks(bucket: str, mount: Mounter, client: Client, writers: int) -> None:
     """Objects that were put at the same time: their chunks lie between each other."""
-    contents = [noise(2_000_000 + 100_000 * number, number) for number in range(writers)]
-    nuids = [new_nuid() for _ in contents]
-    waiting = [split(content) for content in contents]
-    generator = random.Random(writers)
-    positions = [0] * writers
-    while any(position < len(chunks) for position, chunks in zip(positions, waiting, strict=True)):
-        number = generator.randrange(writers)
-        for _ in range(generator.choice((1, 1, 2, 5))):  # in bursts, too
-            if positions[number] < len(waiting[number]):
-                client.publish_chunk(bucket, nuids[number], waiting[number][positions[number]])
-                positions[number] += 1
-    for number, content in enumerate(contents):
-        digest = "SHA-256=" + urlsafe_b64encode(hashlib.sha256(content).digest()).decode()
-        client.publish_meta(
-            {
-                "name": f"f{number}",
-                "bucket": bucket,
-                "nuid": nuids[number],
-                "size": len(content),
-                "chunks": len(waiting[number]),
-                "digest": digest,
-                "options": {"max_chunk_size": CHUNK},
-            }
-        )
+    contents = {f"f{number}": noise(2_000_000 + 100_000 * number, number) for number in range(writers)}
+    client.put_scattered(bucket, contents, writers)
     root = mount(f"/{bucket}").path
-    for number, content in enumerate(contents):
-        check(root / f"f{number}", content, number)
+    for number, (name, content) in enumerate(contents.items()):
+        check(root / name, content, number)
 
 
 def test_scattered_and_irregular(bucket: str, mount: Mounter, client: Client) -> None:
