@@ -40,7 +40,10 @@ def key(content: bytes | str) -> str:
 @dataclass(slots=True)
 class _Version:
     names: set[str] = field(default_factory=set)  # that have led to it and were not seen to end
-    ended: bool = False  # whether somebody has replaced or removed it under one of its names
+    ended: bool = (
+        False  # whether somebody has replaced or removed it under one of its names, or written to its file
+    )
+    ino: str | None = None  # of the file, in metadata of natsfs
 
 
 class History:
@@ -121,9 +124,10 @@ class History:
 
     def _apply(self, meta: dict[str, object], seq: int, when: float) -> None:
         name, nuid, deleted = str(meta["name"]), str(meta["nuid"]), bool(meta.get("deleted"))
-        text = (meta.get("metadata") or {}).get("symlink")  # type: ignore[attr-defined]
+        attributes: dict[str, str] = meta.get("metadata") or {}  # type: ignore[assignment]
+        text, ino = attributes.get("symlink"), attributes.get("ino")
         version = "" if deleted else str(meta["digest"])[8:20] if text is None else str(text)
-        self.note(f"store: {seq} {name} {nuid} {version or 'deleted'}", when)
+        self.note(f"store: {seq} {name} {nuid} {version or 'deleted'} {ino or ''}", when)
         before = self._live.get(name)
         if deleted:
             self._stored.setdefault(name, []).append("")
@@ -153,7 +157,12 @@ class History:
         self._replaced[name] = before or ""
         self._dead.discard(nuid)
         self._live[name] = nuid
-        known = self._versions.setdefault(nuid, _Version(ended=came_back))
+        if nuid not in self._versions and not came_back and ino is not None:
+            # Somebody has written to this file. Where that was under a name that a rename had just taken from it, what
+            # it was is still under the other one, and ends there when the rename fails.
+            for version_before in self._versions.values():
+                version_before.ended |= version_before.ino == ino
+        known = self._versions.setdefault(nuid, _Version(ended=came_back, ino=ino))
         known.names.add(name)
         if before is not None:
             self._end(before, name, seq, removed=not given_back)
