@@ -31,7 +31,7 @@ from natsfs.errors import BucketFull, ChunksGone, Conflict, StoreError, Unreacha
 from natsfs.files.keeping import complete, describe
 from natsfs.files.manifest import is_settled
 from natsfs.files.overlay import Overlay
-from natsfs.files.pace import Pace
+from natsfs.files.pace import EARLY, Pace
 from natsfs.files.reader import Sequence, Version
 from natsfs.files.spool import SpoolFile
 from natsfs.locks import Lock
@@ -44,9 +44,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# Early publishing starts when so much lies contiguous in front of what was published; smaller files go out whole
-# when they are closed.
-EARLY = 1024 * 1024
 AT_ONCE = 256 * 1024  # bytes of content that may go out together with the metadata, if they are one chunk
 EMPTY_DIGEST = "SHA-256=47DEQpj8HBSa-_TImW-5JCeuQeRkm5NMpJWZG3hSuFU="
 REBASES = 100  # at moving what was appended onto the version that another writer has published meanwhile
@@ -192,7 +189,9 @@ class File:
         if self._upload is not None and start < self._taken:
             self._no_early = True  # what was published is no longer the content; the commit starts over
         elif not self._no_early and overlay.front > front:
-            self._publish_early(overlay)
+            ahead = overlay.front - (self._upload.position if self._upload is not None else 0)
+            if self.pace.goes_out(ahead, len(data)):
+                self._publish_early(overlay)
         return len(data)
 
     def _check_kept(self) -> None:
@@ -240,9 +239,16 @@ class File:
 
     # --- early publishing -------------------------------------------------------------------------------------
 
+    def publish_what_rests(self, now: float) -> None:
+        """What goes out in a go when the program writes on may do so while it does not."""
+        overlay = self._overlay
+        if overlay is not None and self.dirty and not self._no_early:
+            position = self._upload.position if self._upload is not None else 0
+            if self.pace.rests(overlay.front - position, now):
+                self._publish_early(overlay)
+
     def _publish_early(self, overlay: Overlay) -> None:
-        position = self._upload.position if self._upload is not None else 0
-        if self._early is None and overlay.front - position >= EARLY and not self._reading:
+        if self._early is None and not self._reading:
             self._early = trio.Event()
             self._files.nursery.start_soon(self._early_loop, overlay, self._early)
 
@@ -272,6 +278,7 @@ class File:
             self._no_early = True
         finally:
             self._early = None
+            self.pace.published(time.monotonic())
             stopped.set()
 
     async def _stop_early(self) -> None:

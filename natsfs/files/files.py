@@ -223,6 +223,7 @@ class Files:
                 mounted = self.volume.buckets.get(inode.bucket.name) if inode.bucket is not None else None
                 if mounted is None or not mounted.followed or not file.needs_commit:
                     continue
+                file.publish_what_rests(now)
                 if file.pace.due(inode.size, now):
                     with contextlib.suppress(StoreError):
                         async with self.using(inode):

@@ -5,11 +5,12 @@ from __future__ import annotations
 import mmap
 import os
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
 
-from tests.support import Client, Mounter, opened, until
+from tests.support import Client, Mounter, noise, opened, until
 
 
 def stored_bytes(client: Client, bucket: str) -> int:
@@ -111,3 +112,23 @@ def test_a_small_write_is_one_request(bucket: str, mount: Mounter) -> None:
         for number in range(500):
             os.pwrite(fd, bytes(4096), number * 4096)
         assert 500 <= reads() - before < 600
+
+
+def test_what_is_written_in_small_pieces_goes_out_in_a_go(
+    bucket: str, mount: Mounter, client: Client
+) -> None:
+    """Not while the program writes without a pause, but before the close where it takes its time or rests."""
+    data = noise(8 << 20)
+
+    def write(fd: int, start: int, end: int) -> None:
+        for at in range(start, end, 4096):
+            os.write(fd, data[at : at + 4096])
+
+    with opened(mount(f"/{bucket}").path / "f", os.O_WRONLY | os.O_CREAT) as fd:
+        write(fd, 0, 3 << 20)
+        until(lambda: sum(client.chunks(bucket).values()) == 3 * 8, 5)
+        for start in range(3 << 20, 8 << 20, 1 << 18):  # never at rest for long
+            write(fd, start, start + (1 << 18))
+            time.sleep(0.1)
+        until(lambda: sum(client.chunks(bucket).values()) >= 6 * 8, 0.3)
+    assert client.read(bucket, "f") == data

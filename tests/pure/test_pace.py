@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from natsfs.files.pace import FACTOR, IDLE, RATE, SMALL, STEADY, Pace
+from natsfs.files.pace import EARLY, FACTOR, IDLE, PATIENCE, PIECE, RATE, SMALL, STEADY, Pace
 
 
 @pytest.mark.semantics("commit-price")
@@ -42,3 +42,24 @@ def test_a_copy_is_not_committed_in_the_middle_and_a_log_is() -> None:
         pace.wrote(float(second))
         assert not pace.due(second * 10 * RATE, float(second)), "a copy"
         assert pace.due(second * 1000, float(second)) == (second >= STEADY), "a log"
+
+
+def test_large_pieces_go_out_at_once_and_small_ones_in_a_go() -> None:
+    pace = Pace(0.0)
+    pace.wrote(0.01)
+    assert pace.goes_out(EARLY, PIECE)
+    assert not pace.goes_out(EARLY - 1, PIECE)
+    assert not pace.goes_out(40 * EARLY, PIECE - 1)
+    pace.wrote(PATIENCE)
+    assert pace.goes_out(EARLY, PIECE - 1)
+    assert not pace.goes_out(EARLY - 1, PIECE - 1)
+    pace.published(PATIENCE)
+    assert not pace.goes_out(EARLY, PIECE - 1)
+
+
+def test_what_rests_goes_out() -> None:
+    pace = Pace(0.0)
+    pace.wrote(1.0)
+    assert not pace.rests(EARLY, 1.0 + PATIENCE / 2)
+    assert pace.rests(EARLY, 1.0 + PATIENCE)
+    assert not pace.rests(EARLY - 1, 1.0 + PATIENCE)
