@@ -129,12 +129,14 @@ class Namespace:
     async def lookup(self, parent: Inode, name: bytes) -> Inode | None:
         if len(name) > NAME_MAX:
             raise refuse(errno.ENAMETOOLONG, name)
+        self._volume.store.courtesy.asked()
         node = await self.directory(parent)
         assert node.children is not None
         found = node.children.get(name)
         return None if found is None else self.inode_of(found)
 
     async def entries(self, parent: Inode) -> list[Node]:
+        self._volume.store.courtesy.asked()
         node = await self.directory(parent)
         assert node.children is not None
         return list(node.children.values())

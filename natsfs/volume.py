@@ -544,7 +544,9 @@ class Volume:
 
     def _news(self, catalog: Bucket, message: Message) -> Metadata | None:
         """What a message says, if it is not one of this mount's that was applied already."""
-        if self.store.has_sent(message) and catalog.has_applied(message):
+        if not self.store.has_sent(message):
+            self.store.courtesy.asked()
+        elif catalog.has_applied(message):
             return None
         return decode_message(message)
 

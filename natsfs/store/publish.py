@@ -21,6 +21,7 @@ from natsfs.catalog.metadata import Metadata, encode, new_nuid
 from natsfs.errors import Conflict, Corrupt, TooLarge, Unreachable
 from natsfs.store.fetch import Fetcher
 from natsfs.store.jetstream import NOT_BEHIND, TOO_FAST, ApiError, api_error
+from natsfs.store.lanes import Courtesy, Long
 from natsfs.store.layout import Layout
 from natsfs.store.segments import Kept, Read, Segment, Spooled, Zeros
 from natsfs.store.watch import OP_HEADER
@@ -113,7 +114,7 @@ class Upload:
     its successors. The owner starts another upload from the spool, which has everything.
     """
 
-    def __init__(self, wire: Wire, bucket: str, chunk_size: int, limit: float) -> None:
+    def __init__(self, wire: Wire, bucket: str, chunk_size: int, limit: float, courtesy: Courtesy) -> None:
         self.nuid = new_nuid()
         self.position = 0  # bytes of content taken in
         self.stored = 0  # bytes of content acknowledged
@@ -128,6 +129,7 @@ class Upload:
         self._last_seq = 0
         self._chunks = 0
         self.started = time.monotonic()
+        self._long = Long(courtesy, self.started)
         self._generation = wire.generation
 
     async def append(self, segments: list[Segment], read: Read, base: Base | None) -> None:
@@ -145,6 +147,8 @@ class Upload:
                     partial(trio.to_thread.run_sync, self._sha.update, block),
                     partial(self._publish_full, block),
                 )
+                if rest := self._long.rest(time.monotonic()):
+                    await trio.sleep(rest)
 
     @staticmethod
     async def _block(segment: Segment, start: int, end: int, read: Read, base: Base | None) -> bytes:

@@ -25,6 +25,7 @@ from natsfs.store.consumer import count, newest_of_each, scan
 from natsfs.store.fetch import Fetcher
 from natsfs.store.frames import SMALL_ROOM, Message
 from natsfs.store.jetstream import NO_STORE, ApiError, NoResponders
+from natsfs.store.lanes import Courtesy
 from natsfs.store.layout import Layout
 from natsfs.store.login import Login
 from natsfs.store.publish import HEADERS_ROOM, Base, Known, Publisher, Upload, Uploaded, paced
@@ -123,6 +124,7 @@ class Store:
         self._api = f"$JS.{options.domain}.API" if options.domain else "$JS.API"
         self._chunk_size = options.chunk_size
         self._op_prefix = secrets.token_hex(6)
+        self.courtesy = Courtesy()
         self._mark = f"{OP_HEADER}: {self._op_prefix}.".encode()
         self._ops = 0
         self._receiver: Receiver | None
@@ -474,7 +476,7 @@ class StoreUpload:
     def __init__(self, store: Store, bucket: str) -> None:
         self._store = store
         self._bucket = bucket
-        self._upload = Upload(store._bulk, bucket, store.chunk_size, store._limit)
+        self._upload = Upload(store._bulk, bucket, store.chunk_size, store._limit, store.courtesy)
 
     @property
     def position(self) -> int:

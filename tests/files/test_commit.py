@@ -184,6 +184,34 @@ def test_changes_to_what_is_being_published_early(
         assert client.read(bucket, name) == model
 
 
+def test_for_what_a_long_upload_makes_room(
+    nats_server: Server, bucket: str, client: Client, tmp_path: Path
+) -> None:
+    """For names, opened files, small reads and others' changes, and not for what the writer itself does."""
+
+    async def work(system: System) -> None:
+        courtesy = system.volume.store.courtesy
+        fh = await system.create("f")
+
+        async def counts(call: Awaitable[object]) -> bool:
+            before = courtesy.count
+            await call
+            await trio.sleep(0.2)  # for what the watch brings
+            return courtesy.count > before
+
+        assert not await counts(system.files.write(fh, 0, noise(2_000_000)))
+        assert not await counts(system.files.fsync(fh))
+        assert not await counts(system.files.read(fh, 0, 1_000_000))
+        assert await counts(system.files.read(fh, 0, 4096))
+        assert await counts(system.names.lookup(system.root, b"nothing"))
+        assert await counts(system.names.entries(system.root))
+        assert await counts(system.files.open(await system.find("f"), os.O_RDONLY))
+        assert await counts(trio.to_thread.run_sync(client.put, bucket, "theirs", b""))
+        await system.close(fh)
+
+    assert run(nats_server, bucket, tmp_path, work) == []
+
+
 def test_content_that_builds_on_a_replaced_version_is_refused_and_kept(
     nats_server: Server, bucket: str, client: Client, tmp_path: Path
 ) -> None:
