@@ -96,6 +96,7 @@ class File:
         self._taken = 0  # bytes from the start on that the upload has read, or is reading at this moment
         self._early: trio.Event | None = None  # set when the early publisher has stopped
         self._no_early = False
+        self._held_back = False  # whether something new may go out early, and does not yet
         self._commit_done = trio.Event()
         # Commits that failed, for the handles that have not heard of them, and why the last one did.
         self.failures = 0
@@ -192,6 +193,8 @@ class File:
             ahead = overlay.front - (self._upload.position if self._upload is not None else 0)
             if self.pace.goes_out(ahead, len(data)):
                 self._publish_early(overlay)
+            else:
+                self._held_back = True
         return len(data)
 
     def _check_kept(self) -> None:
@@ -242,13 +245,14 @@ class File:
     def publish_what_rests(self, now: float) -> None:
         """What goes out in a go when the program writes on may do so while it does not."""
         overlay = self._overlay
-        if overlay is not None and self.dirty and not self._no_early:
+        if self._held_back and overlay is not None and self.dirty and not self._no_early:
             position = self._upload.position if self._upload is not None else 0
             if self.pace.rests(overlay.front - position, now):
                 self._publish_early(overlay)
 
     def _publish_early(self, overlay: Overlay) -> None:
         if self._early is None and not self._reading:
+            self._held_back = False
             self._early = trio.Event()
             self._files.nursery.start_soon(self._early_loop, overlay, self._early)
 
@@ -266,8 +270,8 @@ class File:
                 and self._overlay is overlay
                 and self._upload is upload
             ):
-                stop = (overlay.front - upload.position) // EARLY * EARLY + upload.position
-                if stop <= upload.position:
+                stop = upload.position + EARLY
+                if stop > overlay.front:
                     break
                 # From now on, and not only once it was read, a write below `stop` makes the upload worthless.
                 self._taken = stop
@@ -434,6 +438,7 @@ class File:
         # From here on nothing in [0, size) changes until `_reading` goes down again. An empty file has nothing to
         # protect, but a truncation to nothing must not slip in between either.
         self._reading = size
+        self._held_back = False
         self._commit_done = trio.Event()
         try:
             await self._stop_early()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import Any
 
 import trio
 
+from natsfs.catalog.attributes import parse_time
 from natsfs.catalog.metadata import Metadata
 from natsfs.errors import ChunksGone, Corrupt, StoreError, Unreachable
 from natsfs.store.frames import Message
@@ -35,7 +35,7 @@ class Chunk:
     subject: bytes
     seq: int
     data: bytes
-    pending: int  # how many later messages the subject has
+    pending: int  # how many later messages the subject has; -1 if that is not known
 
 
 def _gone(what: str) -> ChunksGone:
@@ -106,6 +106,7 @@ class Fetcher:
         one = request.get("next_by_subj") or request.get("last_by_subj")
         wanted = {subject.encode() for subject in request.get("multi_last") or [one]}
         batch = "batch" in request
+        stream = f"OBJ_{bucket}".encode()
         ended = trio.Event()
         failure: StoreError | None = None
         progress = 0
@@ -123,6 +124,8 @@ class Fetcher:
                 else:
                     seq = int(result.header(b"Nats-Sequence") or 0)
                     pending = int(result.header(b"Nats-Num-Pending") or 0)
+                    if result.header(b"Nats-Stream") != stream:
+                        pending = -1  # a mirror answers, which has what it has
                     chunks.append(Chunk(found, seq, result.data, pending))
                     if batch:
                         return
@@ -243,20 +246,27 @@ class Fetcher:
         total = first[0].pending + 1 or await self._count(bucket, subject)
         if prove_uniform(meta.size, meta.chunks, meta.chunk_size, total, len(last[0].data)):
             layout = uniform(meta.size, meta.chunks, meta.chunk_size, first[0].seq, last[0].seq)
-            if layout.first is not None or not await self._may_lack_the_end(meta):
+            # A short chunk is the last one. A full one may be any, where whoever answered lacks those behind it.
+            if layout.first is not None and meta.size % meta.chunk_size:
                 return layout, []
-            await self._place_all(bucket, subject, layout)
-            return layout, []
+            is_sure = min(first[0].pending, last[0].pending) >= 0 and not await self._may_lack_the_end(meta)
+            if not is_sure and layout.first is not None:
+                by_leader = await self._from_leader(self._bulk, bucket, {"last_by_subj": subject})
+                is_sure = [chunk.seq for chunk in by_leader] == [last[0].seq]
+            if is_sure:
+                return layout, []
         lengths, seqs = await self._scan_whole(bucket, subject)
         layout = irregular(meta.size, lengths, seqs)
         return None if layout is None else (layout, [])
 
     async def _may_lack_the_end(self, meta: Metadata) -> bool:
-        """Whether a replica may still have to get a version's last chunks: it would count too few behind the others."""
-        if abs(time.time_ns() - meta.time_ns) > SETTLED * 1e9:
-            return False
+        """Whether a replica may still have to get a version's last chunks.
+
+        Then it takes another one for the last, and counts too few behind each.
+        """
         info = await self._info(meta.bucket)
-        return int(info["config"].get("num_replicas", 1)) > 1
+        age = (parse_time(info["ts"]) or meta.time_ns) - meta.time_ns  # by the servers' clocks
+        return int(info["config"].get("num_replicas", 1)) > 1 and age < SETTLED * 10**9
 
     async def _count(self, bucket: str, subject: str) -> int:
         """How many messages a subject has, by the word of the leader."""

@@ -88,7 +88,7 @@ class Layout:
             self.seqs.insert(place, seq)
 
     def place(self, seqs: list[int]) -> None:
-        """The sequences of all scattered chunks, instead of what was known."""
+        """The sequences of all chunks, which are scattered, instead of what was known."""
         self.ranks, self.seqs = list(range(self.count)), seqs
 
     def bracket(self, index: int) -> tuple[tuple[int, int], tuple[int, int]]:

@@ -40,9 +40,8 @@ def key(content: bytes | str) -> str:
 @dataclass(slots=True)
 class _Version:
     names: set[str] = field(default_factory=set)  # that have led to it and were not seen to end
-    ended: bool = (
-        False  # whether somebody has replaced or removed it under one of its names, or written to its file
-    )
+    ended: bool = False  # whether somebody has replaced or removed it under one of its names
+    rewritten: float = 0.0  # when somebody wrote to its file under another name
     ino: str | None = None  # of the file, in metadata of natsfs
 
 
@@ -138,7 +137,7 @@ class History:
                     astray == name and self._has_moved(mount, since)
                     for astray, mount, since in self._astray.values()
                 )
-                self._end(before, name, seq, removed=removed)
+                self._end(before, name, seq, when, removed=removed)
             return
         if text is None and not meta["size"]:
             return
@@ -159,22 +158,23 @@ class History:
         self._live[name] = nuid
         if nuid not in self._versions and not came_back and ino is not None:
             # Somebody has written to this file. Where that was under a name that a rename had just taken from it, what
-            # it was is still under the other one, and ends there when the rename fails.
+            # it was is still under the other one, and ends there when the rename fails a moment later.
             for version_before in self._versions.values():
-                version_before.ended |= version_before.ino == ino
+                if version_before.ino == ino:
+                    version_before.rewritten = when
         known = self._versions.setdefault(nuid, _Version(ended=came_back, ino=ino))
         known.names.add(name)
         if before is not None:
-            self._end(before, name, seq, removed=not given_back)
+            self._end(before, name, seq, when, removed=not given_back)
 
-    def _end(self, nuid: str, name: str, seq: int, *, removed: bool) -> None:
+    def _end(self, nuid: str, name: str, seq: int, when: float, *, removed: bool) -> None:
         """`name` leads to another version, or to none; `removed` if that is what somebody wanted."""
         version = self._versions[nuid]
         version.names.discard(name)
         version.ended = version.ended or removed
         if version.names:
             return
-        if not version.ended:
+        if not version.ended and when - version.rewritten > 2 * LAG:
             self.wrong(
                 f"{name}: a version that nobody removed lost its last name with sequence {seq}: {nuid}"
             )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import re
 import socket
 import threading
@@ -278,12 +279,33 @@ class Behind(Proxy):
 
 
 class Short(Proxy):
-    """Direct gets are answered as by a replica that `lacks` so many chunks at the end of each object."""
+    """Direct gets are answered as by a replica that `lacks` so many chunks at the end of each object.
+
+    `last`: by subject the sequence of the chunk that it takes for the last one.
+    """
 
     def __init__(self, target: int) -> None:
         super().__init__(target)
         self.lacks = 0
         self.counted = 0  # chunks of which it has told that fewer follow
+        self.last: dict[str, int] = {}
+
+    def _sent(self) -> Callable[[bytes], bytes]:
+        frames = _Frames()
+
+        def asked(frame: bytes, subject: bytes) -> bytes:
+            line, _, content = frame.partition(b"\r\n")
+            body = content.removesuffix(b"\r\n")
+            if b".DIRECT.GET." not in subject or b"last_by_subj" not in body:
+                return frame
+            last = self.last.get(json.loads(body)["last_by_subj"])
+            if last is None:
+                return frame
+            self.counted += 1
+            body = json.dumps({"seq": last}).encode()
+            return line.rpartition(b" ")[0] + b" %d\r\n" % len(body) + body + b"\r\n"
+
+        return lambda data: b"".join(asked(frame, subject) for frame, subject, _ in frames.of(data))
 
     def _answered(self) -> Callable[[bytes], bytes]:
         frames = _Frames()

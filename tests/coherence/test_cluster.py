@@ -21,6 +21,7 @@ from nats.errors import TimeoutError as NoAnswer
 from tests.coherence.proxy import Behind, Lagging, Older, Proxy, Short
 from tests.coherence.test_seen_at_once import entry, view, whole
 from tests.support import (
+    CHUNK,
     Client,
     Mount,
     Mounter,
@@ -479,6 +480,64 @@ def test_scattered_chunks_at_a_replica_that_lacks_the_last(
         assert proxy.counted
         for name in contents:
             (mounted.path / name).unlink()
+        ended([mounted], cluster)
+    finally:
+        proxy.close()
+
+
+@pytest.mark.semantics("clusters")
+def test_scattered_chunks_at_a_mirror_that_lacks_the_last(
+    nats_server: Server, bucket: str, client: Client, mount: Mounter
+) -> None:
+    """A mirror with `mirror_direct` answers for its bucket, and what it counts is its own."""
+    contents = {f"s{number}": noise(1_500_000, number) for number in range(16)}
+    client.put_scattered(bucket, contents)
+    settings = {"name": "OBJ_behind", "mirror": {"name": f"OBJ_{bucket}"}, "storage": "file"}
+    client.api("STREAM.CREATE.OBJ_behind", settings | {"mirror_direct": True, "allow_direct": True})
+    try:
+        messages = int(client.info(bucket)["state"]["messages"])
+        until(lambda: int(client.info("behind")["state"]["messages"]) == messages)
+        for name in contents:
+            subject = f"$O.{bucket}.C.{client.stored(bucket, name)['nuid']}"
+            for _ in range(2):
+                last = client.api("STREAM.MSG.GET.OBJ_behind", {"last_by_subj": subject})["message"]["seq"]
+                client.delete_message("behind", last)
+        mounted = mount(f"/{bucket}")
+        generator = random.Random(1)
+        for name, content in contents.items():
+            with opened(mounted.path / name, os.O_RDONLY) as fd:
+                for _ in range(30):
+                    at = generator.randrange(len(content))
+                    assert os.pread(fd, 1000, at) == content[at : at + 1000]
+        assert mounted.finish() == []
+    finally:
+        client.delete_bucket("behind")
+
+
+@pytest.mark.semantics("clusters")
+def test_full_chunks_at_a_replica_that_lacks_the_last(cluster: list[Server], mount: Mounter) -> None:
+    """It takes another full one for the last, as far behind the first as if nothing lay between them."""
+    proxy, client = Short(cluster[0].port), cluster[0].client
+    mounted = mount("/b", server=behind(proxy, cluster[0]))
+    chunks, nuid = split(noise(12 * CHUNK)), new_nuid()
+    subject = f"$O.b.C.{nuid}"
+    try:
+        for number, chunk in enumerate(chunks):
+            client.publish_chunk("b", nuid, chunk)
+            if number == 4:
+                client.publish_chunk("b", "STRANGER", b"x")
+        first = client.api("STREAM.MSG.GET.OBJ_b", {"seq": 1, "next_by_subj": subject})["message"]["seq"]
+        proxy.last[subject] = first + 11  # the last but one
+        content = b"".join(chunks)
+        meta = {"name": "full", "bucket": "b", "nuid": nuid, "size": len(content), "chunks": 12}
+        client.publish_meta(meta | {"digest": digest_of(content), "options": {"max_chunk_size": CHUNK}})
+        until((mounted.path / "full").exists)
+        with opened(mounted.path / "full", os.O_RDONLY) as fd:
+            for at in (11, 0, 7, 4, 5):
+                assert os.pread(fd, 1000, at * CHUNK) == content[at * CHUNK : at * CHUNK + 1000]
+        assert proxy.counted
+        (mounted.path / "full").unlink()
+        client.api("STREAM.PURGE.OBJ_b", {"filter": "$O.b.C.STRANGER"})
         ended([mounted], cluster)
     finally:
         proxy.close()

@@ -114,6 +114,22 @@ def test_a_small_write_is_one_request(bucket: str, mount: Mounter) -> None:
         assert 500 <= reads() - before < 600
 
 
+@pytest.mark.semantics("commit-price")
+def test_what_was_committed_does_not_go_out_again_at_rest(
+    bucket: str, mount: Mounter, client: Client
+) -> None:
+    """A change in the middle of a large file uploads it once, at the next fsync, and however long it rests before."""
+    with opened(mount(f"/{bucket}", "purge_grace=3600").path / "f", os.O_RDWR | os.O_CREAT) as fd:
+        os.write(fd, noise(4 << 20))
+        os.fsync(fd)
+        os.pwrite(fd, b"change", 1000)
+        time.sleep(2.5)
+        assert sum(client.chunks(bucket).values()) == 4 * 8
+        os.pwrite(fd, b"another", 2000)
+        os.fsync(fd)
+        assert sum(client.chunks(bucket).values()) == 2 * 4 * 8
+
+
 def test_what_is_written_in_small_pieces_goes_out_in_a_go(
     bucket: str, mount: Mounter, client: Client
 ) -> None:
