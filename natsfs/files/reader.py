@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import logging
+import time
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
@@ -23,6 +24,7 @@ from natsfs.files.chunkcache import END, ChunkCache, Key
 from natsfs.files.diskcache import LARGEST_LAYOUT, DiskCache, Names, pack_layout, unpack_layout
 from natsfs.files.hashing import Hasher
 from natsfs.locks import Lock
+from natsfs.store.lanes import Courtesy, Long
 from natsfs.store.layout import Layout
 from natsfs.store.store import Store
 
@@ -36,6 +38,7 @@ LAST_WINDOW = 8 * 1024 * 1024
 DIGEST_AHEAD = 16 * 1024 * 1024
 LAYOUTS = 16384  # versions whose layout is remembered after they are closed; some 300 bytes each
 SMALL = 1024 * 1024  # a file up to this size is read whole as soon as it is opened
+SMALL_READ = 32 * 1024  # bytes; the kernel asks for more at a time where a program reads from start to end
 SMALL_AHEAD = 4 * 1024 * 1024  # bytes of such files that are fetched before they are opened
 RENEWALS = 16  # new versions of small files that are fetched at a time because the old ones were read
 
@@ -56,7 +59,7 @@ class Digest:
 class Version:
     """One version of an object, while somebody reads it."""
 
-    def __init__(self, meta: Metadata, names: Names | None) -> None:
+    def __init__(self, meta: Metadata, names: Names | None, courtesy: Courtesy) -> None:
         self.meta = meta
         self.names = names  # in the disk cache, if there is one
         self.layout: Layout | None = None
@@ -64,6 +67,7 @@ class Version:
         self.cut: Layout | None = None
         self.lock = Lock()
         self.users = 0
+        self.long = Long(courtesy)
         self.digest: Digest | None = None
         if meta.digest and meta.digest.startswith("SHA-256="):
             try:
@@ -114,6 +118,7 @@ class Reader:
         # cache, and would not look at the digest again.
         self._corrupt: LRUCache[tuple[str, str], bool] = LRUCache(LAYOUTS)
         self._flights: dict[Key, Flight] = {}
+        self._resting = trio.Lock()
         self._ahead = 0  # bytes that wait for the turn of a digest
         self._renewing = 0
         self._hasher = Hasher(nursery)
@@ -128,7 +133,9 @@ class Reader:
         version = self._versions.get(key)
         if version is None:
             created = self._created(meta.bucket) if self._disk is not None else None
-            version = self._versions[key] = Version(meta, None if created is None else Names(meta, created))
+            version = self._versions[key] = Version(
+                meta, None if created is None else Names(meta, created), self._store.courtesy
+            )
         version.users += 1
         return version
 
@@ -306,6 +313,12 @@ class Reader:
             return b""
         if (version.meta.bucket, version.meta.nuid) in self._corrupt:
             raise Corrupt(f"the content of {version.meta.name!r} does not match its digest")
+        if end - start <= SMALL_READ:
+            self._store.courtesy.asked()
+        elif rest := version.long.rest(time.monotonic(), end - start):
+            # One after the other: the kernel asks for some MiB at a time.
+            async with self._resting:
+                await trio.sleep(rest)
         layout = version.layout or version.cut or await self._cut(version)
         first, last = layout.index(start), layout.index(end - 1)
         if sequence is not None:

@@ -7,15 +7,19 @@ read that brings much does not: the server works on a connection's requests one 
 
 from __future__ import annotations
 
+from math import inf
+
 QUICK_READ = 256 * 1024  # bytes that one request may bring beside the metadata
 QUICK_ROOM = 1024 * 1024  # bytes that may be on their way there, of all such requests together
 
-# A long upload, the server that stores it, and the program that writes are more than two cores have time for: who wants
-# something small beside them waits for a core each time. So an upload that is older than LONG rests for so long before
-# its next MiB, as often as something small was asked for during the last one. The files of a tree do not slow each
-# other down so: they are gone by then.
-LONG = 0.1  # seconds
-REST = 0.004
+# A long copy, the daemon and the server are more than two cores have time for: who wants something small beside them
+# waits for a core each time. So what goes on for longer than LONG rests for a while at each of its parts where a small
+# thing was asked for a moment ago. The files of a tree do not slow each other down so: they are gone by then. With
+# longer moments (10 ms) `ls -l` beside a copy was some quicker, and the copy beside an `ls` each 50 ms much slower.
+LONG = 0.1  # seconds; after a pause of so long something else begins
+RECENT = 0.004
+REST = 0.004  # seconds for each MiB
+MIB = 1024 * 1024
 
 
 class Courtesy:
@@ -31,18 +35,23 @@ class Courtesy:
 
 
 class Long:
-    """Something long, as far as it makes room for what is short."""
+    """Something that may be long: it makes room for what is short then. Times are seconds of any steady clock."""
 
-    __slots__ = ("_began", "_courtesy", "_seen")
+    __slots__ = ("_asked", "_began", "_courtesy", "_last", "_seen")
 
-    def __init__(self, courtesy: Courtesy, now: float) -> None:
-        """It begins `now`, by any steady clock."""
-        self._courtesy, self._began, self._seen = courtesy, now, courtesy.count
+    def __init__(self, courtesy: Courtesy) -> None:
+        self._courtesy, self._seen = courtesy, courtesy.count
+        self._began = self._last = self._asked = -inf
 
-    def rest(self, now: float) -> float:
-        """Seconds for which it is to rest now, after a part of its work."""
-        seen, self._seen = self._seen, self._courtesy.count
-        return REST if seen != self._seen and now - self._began > LONG else 0.0
+    def rest(self, now: float, size: int) -> float:
+        """Seconds for which it is to rest `now`, at a part of `size` bytes."""
+        if now - self._last > LONG:
+            self._began = now
+        self._last = now
+        if self._seen != self._courtesy.count:
+            self._seen, self._asked = self._courtesy.count, now
+        is_due = now - self._began > LONG and now - self._asked < RECENT
+        return REST * size / MIB if is_due else 0.0
 
 
 def is_quick(expected: int, outstanding: int) -> bool:

@@ -129,7 +129,7 @@ class Upload:
         self._last_seq = 0
         self._chunks = 0
         self.started = time.monotonic()
-        self._long = Long(courtesy, self.started)
+        self._long = Long(courtesy)
         self._generation = wire.generation
 
     async def append(self, segments: list[Segment], read: Read, base: Base | None) -> None:
@@ -147,7 +147,7 @@ class Upload:
                     partial(trio.to_thread.run_sync, self._sha.update, block),
                     partial(self._publish_full, block),
                 )
-                if rest := self._long.rest(time.monotonic()):
+                if rest := self._long.rest(time.monotonic(), len(block)):
                     await trio.sleep(rest)
 
     @staticmethod

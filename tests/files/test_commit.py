@@ -201,12 +201,15 @@ def test_for_what_a_long_upload_makes_room(
 
         assert not await counts(system.files.write(fh, 0, noise(2_000_000)))
         assert not await counts(system.files.fsync(fh))
-        assert not await counts(system.files.read(fh, 0, 1_000_000))
-        assert await counts(system.files.read(fh, 0, 4096))
         assert await counts(system.names.lookup(system.root, b"nothing"))
         assert await counts(system.names.entries(system.root))
-        assert await counts(system.files.open(await system.find("f"), os.O_RDONLY))
-        assert await counts(trio.to_thread.run_sync(client.put, bucket, "theirs", b""))
+        theirs = noise(3_000_000)
+        assert await counts(trio.to_thread.run_sync(client.put, bucket, "theirs", theirs))
+        inode = await system.seen("theirs")
+        assert await counts(system.files.open(inode, os.O_RDONLY))
+        handle = await system.files.open(inode, os.O_RDONLY)
+        assert not await counts(system.files.read(handle, 0, 1_000_000))
+        assert await counts(system.files.read(handle, 2_000_000, 4096))
         await system.close(fh)
 
     assert run(nats_server, bucket, tmp_path, work) == []

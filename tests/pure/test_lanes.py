@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from math import inf
+
 from hypothesis import given
 from hypothesis import strategies as st
 
-from natsfs.store.lanes import LONG, QUICK_READ, QUICK_ROOM, REST, Courtesy, Long, is_quick
+from natsfs.store.lanes import LONG, MIB, QUICK_READ, QUICK_ROOM, RECENT, REST, Courtesy, Long, is_quick
 
 
 def test_what_is_quick() -> None:
@@ -26,17 +28,21 @@ def test_what_is_on_its_way_beside_the_metadata_is_bounded(reads: list[int]) -> 
         assert outstanding <= QUICK_ROOM
 
 
-@given(st.lists(st.tuples(st.integers(0, 3), st.floats(0, 2 * LONG))))
-def test_what_is_long_rests_once_whenever_something_short_was_asked_for(
-    parts: list[tuple[int, float]],
+@given(st.lists(st.tuples(st.booleans(), st.floats(0, 2 * LONG), st.integers(1, 4 * MIB))))
+def test_what_is_long_rests_where_something_short_was_asked_for_a_moment_ago(
+    parts: list[tuple[bool, float, int]],
 ) -> None:
-    courtesy, now = Courtesy(), 5.0
+    courtesy = Courtesy()
     courtesy.asked()
-    long, other = Long(courtesy, now), Long(courtesy, now)
-    for number, taken in parts:
-        for _ in range(number):
-            courtesy.asked()
+    long = Long(courtesy)
+    now, began, last, asked = 5.0, 5.0, -inf, -inf
+    for is_asked, taken, size in parts:
         now += taken
-        for one in (long, other):
-            assert one.rest(now) == (REST if number and now - 5.0 > LONG else 0.0)
-            assert one.rest(now) == 0.0
+        if is_asked:
+            courtesy.asked()
+            asked = now
+        if now - last > LONG:
+            began = now
+        last = now
+        is_due = now - began > LONG and now - asked < RECENT
+        assert long.rest(now, size) == (REST * size / MIB if is_due else 0.0)
