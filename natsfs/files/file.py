@@ -190,11 +190,10 @@ class File:
         if self._upload is not None and start < self._taken:
             self._no_early = True  # what was published is no longer the content; the commit starts over
         elif not self._no_early and overlay.front > front:
+            self._held_back = True
             ahead = overlay.front - (self._upload.position if self._upload is not None else 0)
             if self.pace.goes_out(ahead, len(data)):
                 self._publish_early(overlay)
-            else:
-                self._held_back = True
         return len(data)
 
     def _check_kept(self) -> None:

@@ -33,6 +33,7 @@ log = logging.getLogger(__name__)
 
 LOOK = 1.0  # seconds between two looks at the files that are open and dirty
 NOTING = 0.01  # seconds at one look for notes of what is dirty, some 200 us each
+SMALL_READ = 32 * 1024  # bytes; the kernel asks for more at a time where a program reads from start to end
 
 
 @dataclass(slots=True)
@@ -166,6 +167,8 @@ class Files:
 
     async def read(self, fh: int, offset: int, size: int) -> bytes:
         handle = self._handles[fh]
+        if size <= SMALL_READ:
+            self.volume.store.courtesy.asked()
         return await handle.file.read(offset, size, handle.sequence)
 
     async def write(self, fh: int, offset: int, data: bytes) -> int:

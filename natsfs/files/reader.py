@@ -38,7 +38,6 @@ LAST_WINDOW = 8 * 1024 * 1024
 DIGEST_AHEAD = 16 * 1024 * 1024
 LAYOUTS = 16384  # versions whose layout is remembered after they are closed; some 300 bytes each
 SMALL = 1024 * 1024  # a file up to this size is read whole as soon as it is opened
-SMALL_READ = 32 * 1024  # bytes; the kernel asks for more at a time where a program reads from start to end
 SMALL_AHEAD = 4 * 1024 * 1024  # bytes of such files that are fetched before they are opened
 RENEWALS = 16  # new versions of small files that are fetched at a time because the old ones were read
 
@@ -68,6 +67,7 @@ class Version:
         self.lock = Lock()
         self.users = 0
         self.long = Long(courtesy)
+        self.resting = Lock()
         self.digest: Digest | None = None
         if meta.digest and meta.digest.startswith("SHA-256="):
             try:
@@ -118,7 +118,6 @@ class Reader:
         # cache, and would not look at the digest again.
         self._corrupt: LRUCache[tuple[str, str], bool] = LRUCache(LAYOUTS)
         self._flights: dict[Key, Flight] = {}
-        self._resting = trio.Lock()
         self._ahead = 0  # bytes that wait for the turn of a digest
         self._renewing = 0
         self._hasher = Hasher(nursery)
@@ -313,11 +312,9 @@ class Reader:
             return b""
         if (version.meta.bucket, version.meta.nuid) in self._corrupt:
             raise Corrupt(f"the content of {version.meta.name!r} does not match its digest")
-        if end - start <= SMALL_READ:
-            self._store.courtesy.asked()
-        elif rest := version.long.rest(time.monotonic(), end - start):
+        if rest := version.long.rest(time.monotonic(), end - start):
             # One after the other: the kernel asks for some MiB at a time.
-            async with self._resting:
+            async with version.resting:
                 await trio.sleep(rest)
         layout = version.layout or version.cut or await self._cut(version)
         first, last = layout.index(start), layout.index(end - 1)

@@ -244,12 +244,16 @@ class Fetcher:
         if not first or not last:
             return None
         total = first[0].pending + 1 or await self._count(bucket, subject)
-        if prove_uniform(meta.size, meta.chunks, meta.chunk_size, total, len(last[0].data)):
+        has_counts = min(first[0].pending, last[0].pending) >= 0
+        is_mirrors = not has_counts and get == self._get and bucket not in self._no_direct
+        if not is_mirrors and prove_uniform(
+            meta.size, meta.chunks, meta.chunk_size, total, len(last[0].data)
+        ):
             layout = uniform(meta.size, meta.chunks, meta.chunk_size, first[0].seq, last[0].seq)
             # A short chunk is the last one. A full one may be any, where whoever answered lacks those behind it.
             if layout.first is not None and meta.size % meta.chunk_size:
                 return layout, []
-            is_sure = min(first[0].pending, last[0].pending) >= 0 and not await self._may_lack_the_end(meta)
+            is_sure = has_counts and not await self._may_lack_the_end(meta)
             if not is_sure and layout.first is not None:
                 by_leader = await self._from_leader(self._bulk, bucket, {"last_by_subj": subject})
                 is_sure = [chunk.seq for chunk in by_leader] == [last[0].seq]
@@ -265,7 +269,7 @@ class Fetcher:
         Then it takes another one for the last, and counts too few behind each.
         """
         info = await self._info(meta.bucket)
-        age = (parse_time(info["ts"]) or meta.time_ns) - meta.time_ns  # by the servers' clocks
+        age = (parse_time(info.get("ts", "")) or meta.time_ns) - meta.time_ns  # by the servers' clocks
         return int(info["config"].get("num_replicas", 1)) > 1 and age < SETTLED * 10**9
 
     async def _count(self, bucket: str, subject: str) -> int:

@@ -37,11 +37,12 @@ class Courtesy:
 class Long:
     """Something that may be long: it makes room for what is short then. Times are seconds of any steady clock."""
 
-    __slots__ = ("_asked", "_began", "_courtesy", "_last", "_seen")
+    __slots__ = ("_asked", "_began", "_courtesy", "_last", "_seen", "_size")
 
     def __init__(self, courtesy: Courtesy) -> None:
         self._courtesy, self._seen = courtesy, courtesy.count
         self._began = self._last = self._asked = -inf
+        self._size = 0  # bytes that it is to rest for and did not yet: the loop cannot wait for less than a millisecond
 
     def rest(self, now: float, size: int) -> float:
         """Seconds for which it is to rest `now`, at a part of `size` bytes."""
@@ -50,8 +51,14 @@ class Long:
         self._last = now
         if self._seen != self._courtesy.count:
             self._seen, self._asked = self._courtesy.count, now
-        is_due = now - self._began > LONG and now - self._asked < RECENT
-        return REST * size / MIB if is_due else 0.0
+        if now - self._began <= LONG or now - self._asked >= RECENT:
+            self._size = 0
+            return 0.0
+        self._size += size
+        if self._size < MIB:
+            return 0.0
+        due, self._size = REST * self._size / MIB, 0
+        return due
 
 
 def is_quick(expected: int, outstanding: int) -> bool:

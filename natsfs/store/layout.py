@@ -77,7 +77,7 @@ class Layout:
         if place < len(self.ranks) and self.ranks[place] == index:
             return seq == self.seqs[place]
         # Uniform chunks have no empty message behind them, and of irregular ones every sequence is known.
-        return pending < 0 or pending == self.count - 1 - index
+        return pending == self.count - 1 - index
 
     def learn(self, index: int, seq: int) -> None:
         if self.first is not None:

@@ -24,6 +24,7 @@ from nats.aio.msg import Msg
 from tests.support import Client, digest_of
 
 ASIDE = "aside."  # begins the names under which content is written that is renamed then; nobody reads them
+UNDONE = 60.0  # seconds within which a rename that fails is taken back
 LAG = 5.0  # seconds in which a stored message has certainly been republished to the test
 
 
@@ -174,7 +175,7 @@ class History:
         version.ended = version.ended or removed
         if version.names:
             return
-        if not version.ended and when - version.rewritten > 2 * LAG:
+        if not version.ended and when - version.rewritten > UNDONE:
             self.wrong(
                 f"{name}: a version that nobody removed lost its last name with sequence {seq}: {nuid}"
             )

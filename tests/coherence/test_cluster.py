@@ -486,8 +486,9 @@ def test_scattered_chunks_at_a_replica_that_lacks_the_last(
 
 
 @pytest.mark.semantics("clusters")
-def test_scattered_chunks_at_a_mirror_that_lacks_the_last(
-    nats_server: Server, bucket: str, client: Client, mount: Mounter
+@pytest.mark.parametrize("lacks", [slice(-2, None), slice(1, 3), slice(0, 2)], ids=["end", "middle", "begin"])
+def test_scattered_chunks_at_a_mirror_that_lacks_some(
+    nats_server: Server, bucket: str, client: Client, mount: Mounter, lacks: slice
 ) -> None:
     """A mirror with `mirror_direct` answers for its bucket, and what it counts is its own."""
     contents = {f"s{number}": noise(1_500_000, number) for number in range(16)}
@@ -498,10 +499,12 @@ def test_scattered_chunks_at_a_mirror_that_lacks_the_last(
         messages = int(client.info(bucket)["state"]["messages"])
         until(lambda: int(client.info("behind")["state"]["messages"]) == messages)
         for name in contents:
-            subject = f"$O.{bucket}.C.{client.stored(bucket, name)['nuid']}"
-            for _ in range(2):
-                last = client.api("STREAM.MSG.GET.OBJ_behind", {"last_by_subj": subject})["message"]["seq"]
-                client.delete_message("behind", last)
+            subject, seqs = f"$O.{bucket}.C.{client.stored(bucket, name)['nuid']}", [0]
+            for _ in range(12):
+                request = {"seq": seqs[-1] + 1, "next_by_subj": subject}
+                seqs.append(client.api("STREAM.MSG.GET.OBJ_behind", request)["message"]["seq"])
+            for seq in seqs[1:][lacks]:
+                client.delete_message("behind", seq)
         mounted = mount(f"/{bucket}")
         generator = random.Random(1)
         for name, content in contents.items():

@@ -35,7 +35,7 @@ def test_what_is_long_rests_where_something_short_was_asked_for_a_moment_ago(
     courtesy = Courtesy()
     courtesy.asked()
     long = Long(courtesy)
-    now, began, last, asked = 5.0, 5.0, -inf, -inf
+    now, began, last, asked, owed = 5.0, 5.0, -inf, -inf, 0
     for is_asked, taken, size in parts:
         now += taken
         if is_asked:
@@ -44,5 +44,6 @@ def test_what_is_long_rests_where_something_short_was_asked_for_a_moment_ago(
         if now - last > LONG:
             began = now
         last = now
-        is_due = now - began > LONG and now - asked < RECENT
-        assert long.rest(now, size) == (REST * size / MIB if is_due else 0.0)
+        owed = owed + size if now - began > LONG and now - asked < RECENT else 0
+        assert long.rest(now, size) == (REST * owed / MIB if owed >= MIB else 0.0)
+        owed = 0 if owed >= MIB else owed
