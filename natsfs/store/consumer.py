@@ -22,6 +22,9 @@ from natsfs.store.wire import Wire, api_answer
 HEARTBEAT = 1.0  # seconds between the server's heartbeats on an idle consumer
 SILENCE = 3.0  # seconds without any message after which the server is asked about the consumer
 
+# Seconds for the answer. Nobody gives it where the consumer's node has stopped, and until then no change shows.
+CONFIRM_LIMIT = 3.0
+
 API_LIMIT = 10.0  # seconds for one attempt at an API request
 NEWEST_LIMIT = 60.0  # seconds for the server to find the newest message of each of very many subjects
 AT_ONCE = 16  # messages of one reading of the connection that are taken at once; then others have their turn
@@ -199,7 +202,7 @@ class Consumer:
         """
         try:
             info = await self._wire.api(
-                f"{self._api}.CONSUMER.INFO.{self._stream}.{self._name}", None, API_LIMIT
+                f"{self._api}.CONSUMER.INFO.{self._stream}.{self._name}", None, CONFIRM_LIMIT
             )
         except ApiError as error:
             raise Unreachable(f"the watch is gone from the server: {error}") from None
